@@ -1,0 +1,277 @@
+"""Files as the watcher sees them: the journal, and the locations it is drained into.
+
+What belongs here: rows about paths. What does not: what the bytes are (`media`) and what was computed (`features`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import now, serialise_places
+from mirror_realm_assets.catalog.sources import display_path
+from mirror_realm_assets.errors import REASONS
+
+_CHUNK = 300
+_MAX_CODE = 40  # of the column
+DRAIN = 5000  # journal rows applied in one transaction
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One journal row: what a scan or watcher saw of a path (raw bytes, relative to the root)."""
+
+    kind: str  # seen | missing | ignored | unreadable
+    path: bytes
+    size: int = 0
+    mtime_ns: int = 0
+    inode: int | None = None
+    device: int | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger knows of a path, as far as a scan compares it."""
+
+    size: int
+    mtime_ns: int
+    inode: int | None
+    state: str
+
+
+@dataclass(frozen=True)
+class WaitingFile:
+    """A present file whose bytes are not identified at its present size and mtime, and that no open batch holds."""
+
+    location_id: int
+    size: int
+    waiting_since: datetime
+
+
+def known(conn: sa.Connection, source_id: int) -> dict[bytes, Known]:
+    """Every known path of a source."""
+    c = t.locations.c
+    rows = conn.execute(sa.select(c.path, c.size, c.mtime_ns, c.inode, c.state).where(c.source_id == source_id))
+    return {bytes(row[0]): Known(row[1], row[2], row[3], row[4]) for row in rows}
+
+
+def write_journal(conn: sa.Connection, source_id: int, generation: int, sightings: Sequence[Sighting]) -> None:
+    """Append sightings; they survive any crash until a drain applies them."""
+    at = now(conn)
+    if sightings:
+        conn.execute(
+            t.journal.insert(),
+            [
+                {
+                    "source_id": source_id,
+                    "generation": generation,
+                    "observed_at": at,
+                    "kind": s.kind,
+                    "path": s.path,
+                    "size": s.size,
+                    "mtime_ns": s.mtime_ns,
+                    "inode": s.inode,
+                    "device": s.device,
+                    "code": s.code[:_MAX_CODE] if s.code else None,
+                }
+                for s in sightings
+            ],
+        )
+
+
+def drain_journal(conn: sa.Connection, limit: int = DRAIN) -> int:
+    """Apply the oldest journal rows to the locations and delete them, in the caller's transaction.
+
+    Returns:
+        How many rows were applied; fewer than `limit` means that the journal is empty.
+    """
+    serialise_places(conn)
+    rows = conn.execute(sa.select(t.journal).order_by(t.journal.c.id).limit(limit)).mappings().all()
+    at = now(conn)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        _apply(conn, chunk, at)
+        # By number, not by range: on PostgreSQL a lower number may be committed after we looked.
+        conn.execute(t.journal.delete().where(t.journal.c.id.in_([row["id"] for row in chunk])))
+    return len(rows)
+
+
+def waiting(conn: sa.Connection, source_id: int, limit: int) -> list[WaitingFile]:
+    """Files that need a batch, newest first."""
+    l = t.locations.c  # noqa: E741 - l for location, as in the query's SQL
+    at = now(conn)
+    held = (
+        sa.select(t.batch_items.c.id)
+        .where(
+            t.batch_items.c.location_id == l.id,
+            t.batch_items.c.feature == "raw_media",
+            t.batch_items.c.settled_at.is_(None),
+        )
+        .exists()
+    )
+    rows = conn.execute(
+        sa.select(l.id, l.size, l.changed_at)
+        .where(
+            l.source_id == source_id,
+            l.state.in_(("present", "unreadable")),
+            unidentified(),
+            sa.or_(l.code.is_(None), l.next_attempt_at <= at),
+            ~held,
+        )
+        .order_by(l.mtime_ns.desc(), l.id)
+        .limit(limit)
+    )
+    return [WaitingFile(row[0], row[1], row[2]) for row in rows]
+
+
+def unidentified() -> sa.ColumnElement[bool]:
+    """True for locations whose bytes were not identified at their present size and mtime."""
+    c = t.locations.c
+    return sa.or_(
+        c.media_id.is_(None),
+        c.identified_size.is_(None),
+        c.identified_size != c.size,
+        c.identified_mtime_ns != c.mtime_ns,
+    )
+
+
+def location_failed(
+    conn: sa.Connection,
+    location_id: int,
+    code: str,
+    reason: str,
+    next_attempt_at: datetime | None,
+    *,
+    state: str = "unreadable",
+    size: int | None = None,
+) -> None:
+    """The location's bytes could not be identified; with a next attempt it is tried again then.
+
+    A file that the watcher meanwhile saw vanish stays missing.
+
+    Args:
+        conn: a connection of `Catalog.write`.
+        location_id: the location.
+        code: a key of `errors.REASONS`.
+        reason: one sentence for people, without paths.
+        next_attempt_at: when it is tried again by itself, or None.
+        state: the location's new state.
+        size: bytes it had when it was tried: if it has another size by now, the verdict is on bytes that are gone and
+            nothing is recorded. None for a verdict on whatever is there.
+    """
+    serialise_places(conn)
+    c = t.locations.c
+    where = [c.id == location_id, c.state.in_(("present", "unreadable"))]
+    if size is not None:
+        where.append(c.size == size)
+    conn.execute(
+        t.locations.update()
+        .where(*where)
+        .values(state=state, code=code, reason=reason, attempts=c.attempts + 1, next_attempt_at=next_attempt_at)
+    )
+
+
+def reset_location(conn: sa.Connection, location_id: int) -> None:
+    """Take back a location's failure: it is as if it had not been tried."""
+    serialise_places(conn)
+    conn.execute(
+        t.locations.update()
+        .where(t.locations.c.id == location_id, t.locations.c.state.in_(("present", "unreadable")))
+        .values(state="present", code=None, reason=None, attempts=0, next_attempt_at=None)
+    )
+
+
+def forget_failures(conn: sa.Connection, source_id: int | None, refusals: Iterable[str] = ()) -> int:
+    """Put unreadable locations back to present, so that they are batched again; codes in `refusals` stay."""
+    serialise_places(conn)
+    c = t.locations.c
+    where = [c.state == "unreadable", c.code.is_not(None), c.code.not_in(list(refusals))]
+    if source_id is not None:
+        where.append(c.source_id == source_id)
+    done = conn.execute(
+        t.locations.update()
+        .where(*where)
+        .values(state="present", code=None, reason=None, attempts=0, next_attempt_at=None, changed_at=now(conn))
+    )
+    return done.rowcount
+
+
+def _apply(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime) -> None:
+    """Apply journal rows in order; the last row of a path wins."""
+    last: dict[tuple[int, bytes], sa.RowMapping] = {(row["source_id"], bytes(row["path"])): row for row in rows}
+    existing: dict[tuple[int, bytes], sa.RowMapping] = {}
+    for source_id in {key[0] for key in last}:
+        paths = [path for found, path in last if found == source_id]
+        query = sa.select(t.locations).where(t.locations.c.source_id == source_id, t.locations.c.path.in_(paths))
+        existing.update({(source_id, bytes(row["path"])): row for row in conn.execute(query).mappings()})
+    changes: dict[tuple[str, ...], list[dict[str, object]]] = {}
+    for key, old in existing.items():
+        if values := _after(old, last[key], at):
+            changes.setdefault(tuple(values), []).append(values | {"location": old["id"]})
+    for columns, rows_of in changes.items():  # one statement for all that change the same columns
+        values_of: dict[str, object] = {name: sa.bindparam(name) for name in columns}
+        conn.execute(
+            t.locations.update().where(t.locations.c.id == sa.bindparam("location")).values(values_of), rows_of
+        )
+    new = [_new_location(row, at) for key, row in last.items() if key not in existing and row["kind"] != "missing"]
+    if new:
+        conn.execute(t.locations.insert(), new)
+
+
+_STATE = {"seen": "present", "ignored": "ignored", "unreadable": "unreadable", "missing": "missing"}
+_UNTRIED: dict[str, object] = {"code": None, "reason": None, "attempts": 0, "next_attempt_at": None}
+
+
+def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, object]:
+    """What one sighting changes of a known location; empty when nothing."""
+    if row["kind"] == "missing":
+        # A later scan saw it again, or it is known to be gone.
+        outdated = old["generation"] > row["generation"] or old["state"] in ("missing", "deleted")
+        return {} if outdated else {"state": "missing"}
+    place = {
+        "generation": row["generation"],
+        "last_seen_at": at,
+        "inode": row["inode"],
+        "device": row["device"],
+    }
+    if row["kind"] != "seen":  # its stat says nothing, so that it is known again when it can be read as before
+        return place | _UNTRIED | {"state": _STATE[row["kind"]], "code": row["code"]}
+    if (old["size"], old["mtime_ns"]) != (row["size"], row["mtime_ns"]):
+        stat = {"size": row["size"], "mtime_ns": row["mtime_ns"], "changed_at": at}
+        return place | _UNTRIED | stat | {"state": "present"}
+    if old["state"] == "present":
+        return place
+    if old["code"] in REASONS and (REASONS[old["code"]].refusal or (old["state"] == "unreadable" and old["attempts"])):
+        # What was refused as it is stays refused; what failed in our hands waits for its own next attempt.
+        return place | {"state": "unreadable"}
+    return place | _UNTRIED | {"state": "present"}
+
+
+def _new_location(row: sa.RowMapping, at: datetime) -> dict[str, object]:
+    return {
+        "source_id": row["source_id"],
+        "path": row["path"],
+        "display": display_path(bytes(row["path"])),
+        "size": row["size"],
+        "mtime_ns": row["mtime_ns"],
+        "inode": row["inode"],
+        "device": row["device"],
+        "generation": row["generation"],
+        "state": _STATE[row["kind"]],
+        "code": row["code"],
+        "first_seen_at": at,
+        "changed_at": at,
+        "last_seen_at": at,
+    }
+
+
+def iter_locations(conn: sa.Connection, source_id: int) -> Iterator[sa.RowMapping]:
+    """All locations of a source, for listings."""
+    yield from conn.execute(
+        sa.select(t.locations).where(t.locations.c.source_id == source_id).order_by(t.locations.c.path)
+    ).mappings()

@@ -1,0 +1,66 @@
+"""Intents and objects: which keys of the store are named by the ledger.
+
+An intent is written before the first byte and ended, in one transaction, with the row that names the object. What lies
+between is never collected; an intent whose worker died stays until garbage collection retires it by age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import Catalog, insert, inserted_id, now
+
+_CHUNK = 500  # stays below SQLite's limit of bound variables
+
+
+def begin(conn: sa.Connection, keys: Sequence[str], worker_id: str | None = None) -> list[int]:
+    """Announce that `keys` are about to be written; returns the intents' ids."""
+    at = now(conn)
+    ids: list[int] = []
+    for key in keys:
+        row = conn.execute(t.intents.insert().values(key=key, worker_id=worker_id, created_at=at))
+        ids.append(inserted_id(row))
+    return ids
+
+
+def end(conn: sa.Connection, ids: Iterable[int]) -> None:
+    """End intents; called in the transaction that records what the objects belong to, or after giving up."""
+    ids = list(ids)
+    for start in range(0, len(ids), _CHUNK):
+        conn.execute(t.intents.delete().where(t.intents.c.id.in_(ids[start : start + _CHUNK])))
+
+
+def name_object(conn: sa.Connection, key: str, kind: str, sha256: str, size: int) -> None:
+    """Record that `key` is in use; naming it again replaces digest and size."""
+    values = {"kind": kind, "sha256": sha256, "bytes": size}
+    new = insert(conn, t.objects).values(key=key, created_at=now(conn), **values)
+    conn.execute(new.on_conflict_do_update(index_elements=["key"], set_=values))
+
+
+def forget_objects(conn: sa.Connection, keys: Iterable[str]) -> None:
+    """Nothing names `keys` any more: the next garbage collection may take them."""
+    keys = list(keys)
+    for start in range(0, len(keys), _CHUNK):
+        conn.execute(t.objects.delete().where(t.objects.c.key.in_(keys[start : start + _CHUNK])))
+
+
+def named_keys(catalog: Catalog, keys: Sequence[str]) -> set[str]:
+    """Those of `keys` that a row or a live intent names."""
+    named: set[str] = set()
+    with catalog.read() as conn:
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            # Intents first: one that ends between the two queries is seen as an object by the second.
+            for column in (t.intents.c.key, t.objects.c.key):
+                named.update(conn.execute(sa.select(column).where(column.in_(chunk))).scalars())
+    return named
+
+
+def retire(catalog: Catalog, age: timedelta) -> int:
+    """End intents older than `age` (their worker died in mid-write); returns how many."""
+    with catalog.write() as conn:
+        return conn.execute(t.intents.delete().where(t.intents.c.created_at < now(conn) - age)).rowcount

@@ -1,0 +1,269 @@
+"""Listings of single files: what is known about each, for `files` and `file`.
+
+What belongs here: queries that describe files. What does not: printing, and counts (`status`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import features as feature_rows
+from mirror_realm_assets.catalog import files
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.features import FeatureKey
+from mirror_realm_assets.catalog.items import RAW
+from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.catalog.wants import PartFacts, Rule, State, judge, wanted
+from mirror_realm_assets.errors import REASONS
+
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One part of one media with all its places, or one unread place."""
+
+    media: str | None
+    digest: str | None
+    part: int
+    source: str
+    paths: list[bytes]
+    location_state: str
+    reason: str | None
+    mime: str | None
+    bytes: int
+    width: int | None
+    height: int | None
+    features: dict[str, dict[str, Any]]
+
+
+def of_source(
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float]
+) -> Iterator[FileRow]:
+    """Every file of a source: unread places first, then media by id."""
+    for row in conn.execute(_unread(source.id)).mappings():
+        yield _unread_row(row, source, rules)
+    last = 0
+    while True:
+        ids = list(
+            conn.execute(
+                sa.select(t.media.c.id)
+                .where(t.media.c.source_id == source.id, t.media.c.id > last)
+                .order_by(t.media.c.id)
+                .limit(_PAGE)
+            ).scalars()
+        )
+        if not ids:
+            return
+        last = ids[-1]
+        yield from _media_rows(conn, source, rules, limits, ids)
+
+
+def _unread(source_id: int) -> sa.Select[Any]:
+    loc = t.locations
+    return (
+        sa.select(loc)
+        .where(loc.c.source_id == source_id, sa.or_(files.unidentified(), loc.c.state == "ignored"))
+        .order_by(loc.c.path)
+    )
+
+
+def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule]) -> FileRow:
+    code = row["code"]
+    status = "pending"
+    if row["state"] == "ignored":
+        status = "refused"
+    elif code and row["next_attempt_at"] is None:
+        status = "refused" if REASONS[code].refusal else "failed"
+    raw = {
+        "status": status,
+        "reason": row["reason"] or (REASONS[code].remedy if code else None),
+        "code": code,
+        "attempts": row["attempts"],
+        "output": None,
+        "recipe": None,
+    }
+    found: dict[str, dict[str, Any]] = {RAW: raw}
+    for rule in rules:
+        if rule.feature != RAW:
+            wants = rule.recipe(source.policy) is not None
+            open_ = status == "pending"
+            state = ("pending" if open_ else "blocked") if wants else "not_wanted"
+            found[rule.feature] = _feature(state, None if open_ else "raw_media")
+    return FileRow(
+        media=None,
+        digest=None,
+        part=0,
+        source=source.name,
+        paths=[bytes(row["path"])],
+        location_state=row["state"],
+        reason=row["reason"] or code,
+        mime=None,
+        bytes=row["size"],
+        width=None,
+        height=None,
+        features=found,
+    )
+
+
+def _media_rows(
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], ids: Sequence[int]
+) -> Iterator[FileRow]:
+    places: dict[int, list[tuple[bytes, str]]] = {}
+    loc = t.locations.c
+    for row in conn.execute(
+        sa.select(loc.media_id, loc.path, loc.state)
+        .where(loc.media_id.in_(ids), ~files.unidentified())
+        .order_by(loc.path)
+    ):
+        places.setdefault(row[0], []).append((bytes(row[1]), row[2]))
+    rows = (
+        conn.execute(
+            sa.select(
+                t.media.c.id,
+                t.media.c.uuid,
+                t.contents.c.digest,
+                t.contents.c.mime,
+                t.contents.c.size,
+                t.parts.c.part,
+                t.parts.c.kind,
+                t.parts.c.image_digest,
+                t.parts.c.width,
+                t.parts.c.height,
+            )
+            .join(t.contents, t.contents.c.id == t.media.c.content_id)
+            .outerjoin(t.parts, t.parts.c.content_id == t.contents.c.id)
+            .where(t.media.c.id.in_(ids))
+            .order_by(t.media.c.id, t.parts.c.part)
+        )
+        .mappings()
+        .all()
+    )
+    running = _running(conn, ids)
+    outputs: dict[FeatureKey, sa.RowMapping] = _outputs(
+        conn, [d for row in rows for d in (row["digest"], row["image_digest"]) if d]
+    )
+    at = now(conn)
+    for row in rows:
+        here = places.get(row["id"])
+        if not here:
+            continue
+        facts = PartFacts(row["width"], row["height"], row["kind"]) if row["kind"] else None
+        wants = wanted(rules, source.policy, facts)
+        keys = {
+            f: FeatureKey(d, 0 if f == RAW else row["part"] or 0, f, want.recipe.digest)
+            for f, want in wants.items()
+            if want.recipe and (d := row["digest"] if f == RAW else row["image_digest"])
+        }
+        records = feature_rows.records(conn, keys.values())
+        verdicts = judge(wants, {f: records[k] for f, k in keys.items() if k in records}, at, limits)
+        described: dict[str, dict[str, Any]] = {}
+        for feature, verdict in verdicts.items():
+            stored: sa.RowMapping | None = outputs.get(keys[feature]) if feature in keys else None
+            status = verdict.outcome if verdict.final and verdict.outcome else "pending"
+            if verdict.state is State.PENDING and (row["id"], feature) in running:
+                status = "running"
+            described[feature] = {
+                "status": status,
+                "reason": wants[feature].reason or (stored["reason"] if stored else None),
+                "code": stored["code"] if stored else verdict.code,
+                "attempts": stored["attempts"] if stored else 0,
+                "output": stored["output"] if stored else None,
+                "recipe": keys[feature].recipe if feature in keys else None,
+            }
+        states = [state for _path, state in here]
+        yield FileRow(
+            media=row["uuid"],
+            digest=row["digest"],
+            part=row["part"] or 0,
+            source=source.name,
+            paths=[path for path, _state in here],
+            location_state="present" if "present" in states else states[0],
+            reason=described[RAW]["reason"],
+            mime=row["mime"],
+            bytes=row["size"],
+            width=row["width"],
+            height=row["height"],
+            features=described,
+        )
+
+
+def _outputs(conn: sa.Connection, digests: Sequence[str]) -> dict[FeatureKey, sa.RowMapping]:
+    found: dict[FeatureKey, sa.RowMapping] = {}
+    for start in range(0, len(digests), _PAGE):
+        query = sa.select(t.features).where(t.features.c.image_digest.in_(digests[start : start + _PAGE]))
+        for row in conn.execute(query).mappings():
+            found[FeatureKey(row["image_digest"], row["part"], row["feature"], row["recipe"])] = row
+    return found
+
+
+def _running(conn: sa.Connection, ids: Sequence[int]) -> set[tuple[int, str]]:
+    media_id = sa.func.coalesce(t.batch_items.c.media_id, t.locations.c.media_id)
+    rows = conn.execute(
+        sa.select(media_id, t.batch_items.c.feature)
+        .select_from(t.batch_items)
+        .outerjoin(t.locations, t.locations.c.id == t.batch_items.c.location_id)
+        .where(t.batch_items.c.settled_at.is_(None), t.batch_items.c.state == "running", media_id.in_(ids))
+    )
+    return {(row[0], row[1]) for row in rows}
+
+
+def _feature(status: str, reason: str | None) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "code": None, "attempts": 0, "output": None, "recipe": None}
+
+
+def history(conn: sa.Connection, media_uuid: str | None, location_ids: Sequence[int]) -> dict[str, Any]:
+    """Versions of a media, and the batches that held it or its places, with their runs and times."""
+    found: dict[str, Any] = {"history": [], "batches": []}
+    media_id = None
+    if media_uuid is not None:
+        media_id = conn.execute(sa.select(t.media.c.id).where(t.media.c.uuid == media_uuid)).scalar()
+        versions = conn.execute(
+            sa.select(t.contents.c.digest, t.media_versions.c.seen_from, t.media_versions.c.seen_to)
+            .join(t.contents, t.contents.c.id == t.media_versions.c.content_id)
+            .where(t.media_versions.c.media_id == media_id)
+            .order_by(t.media_versions.c.id)
+        )
+        found["history"] = [{"digest": v[0], "seen_from": v[1], "seen_to": v[2]} for v in versions]
+    where: list[sa.ColumnElement[bool]] = [t.batch_items.c.location_id.in_(location_ids)]
+    if media_id is not None:
+        where.append(t.batch_items.c.media_id == media_id)
+    rows = conn.execute(
+        sa.select(
+            t.batches.c.id,
+            t.batches.c.key,
+            t.batches.c.kind,
+            t.batches.c.created_at,
+            t.batch_items.c.feature,
+            t.batch_items.c.outcome,
+            t.batch_items.c.code,
+            t.batch_items.c.crashes,
+            t.batch_items.c.settled_at,
+        )
+        .join(t.batches, t.batches.c.id == t.batch_items.c.batch_id)
+        .where(sa.or_(*where))
+        .order_by(t.batches.c.id, t.batch_items.c.id)
+    ).mappings()
+    by_batch: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        batch = by_batch.setdefault(
+            row["id"],
+            {"key": row["key"], "kind": row["kind"], "created_at": row["created_at"], "items": [], "runs": []},
+        )
+        batch["items"].append({k: row[k] for k in ("feature", "outcome", "code", "crashes", "settled_at")})
+    for run in conn.execute(sa.select(t.batch_runs).where(t.batch_runs.c.batch_id.in_(by_batch))).mappings():
+        by_batch[run["batch_id"]]["runs"].append({k: run[k] for k in ("run_id", "lane", "started_at")})
+    found["batches"] = list(by_batch.values())
+    return found
+
+
+def places_of(conn: sa.Connection, source_id: int, paths: Sequence[bytes]) -> list[int]:
+    """Ids of the locations at these paths of a source."""
+    loc = t.locations.c
+    query = sa.select(loc.id).where(loc.source_id == source_id, loc.path.in_(list(paths)))
+    return list(conn.execute(query).scalars())

@@ -1,0 +1,193 @@
+"""Media, their versions, contents and parts: what the bytes at a location turned out to be.
+
+What belongs here: the identity rules. A move keeps the media, a changed file is a new version of it, the same bytes
+twice in one source are one media at two places, and two sources never share a media.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import inserted_id, now, serialise_places
+
+
+@dataclass(frozen=True)
+class Part:
+    """One picture of a content: 0 is the still; `width` and `height` are upright pixels."""
+
+    part: int
+    kind: str
+    image_digest: str
+    width: int
+    height: int
+    time_s: float | None = None
+    page: int | None = None
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What reading the bytes of a location gave; `parts` is empty when they are no picture we can decode."""
+
+    digest: str
+    size: int
+    mtime_ns: int
+    mime: str | None = None
+    stored_key: str | None = None
+    exif: Mapping[str, Any] | None = None
+    taken_at: str | None = None
+    phash: str | None = None
+    parts: Sequence[Part] = field(default_factory=tuple)
+
+
+def record(conn: sa.Connection, location_id: int, found: Identified) -> int:
+    """Attach a location to the media that its bytes are; returns the media's id."""
+    serialise_places(conn)
+    content_id = _content(conn, found)
+    location = conn.execute(sa.select(t.locations).where(t.locations.c.id == location_id)).mappings().one()
+    media_id = _media_for(conn, location, content_id)
+    conn.execute(
+        t.locations.update()
+        .where(t.locations.c.id == location_id)
+        .values(
+            media_id=media_id,
+            state="present",
+            code=None,
+            reason=None,
+            attempts=0,
+            next_attempt_at=None,
+            # The stat that belongs to these bytes; it is fresher than the scan's.
+            size=found.size,
+            mtime_ns=found.mtime_ns,
+            identified_size=found.size,
+            identified_mtime_ns=found.mtime_ns,
+        )
+    )
+    return media_id
+
+
+def _content(conn: sa.Connection, found: Identified) -> int:
+    facts = {"mime": found.mime, "exif": found.exif, "taken_at": found.taken_at, "phash": found.phash}
+    # What a second reading of the same bytes did not get at (its decoder died) is not forgotten.
+    values: dict[str, Any] = {name: fact for name, fact in facts.items() if fact is not None}
+    if found.stored_key:
+        values.update(custody="stored", stored_key=found.stored_key)
+    content_id = conn.execute(sa.select(t.contents.c.id).where(t.contents.c.digest == found.digest)).scalar()
+    if content_id is None:
+        values.setdefault("custody", "referenced")
+        row = conn.execute(
+            t.contents.insert().values(digest=found.digest, size=found.size, created_at=now(conn), **values)
+        )
+        content_id = inserted_id(row)
+    elif values:
+        conn.execute(t.contents.update().where(t.contents.c.id == content_id).values(**values))
+    for part in found.parts:
+        _part(conn, content_id, part)
+    return int(content_id)
+
+
+def _part(conn: sa.Connection, content_id: int, part: Part) -> None:
+    values = {
+        "kind": part.kind,
+        "image_digest": part.image_digest,
+        "width": part.width,
+        "height": part.height,
+        "time_s": part.time_s,
+        "page": part.page,
+    }
+    where = (t.parts.c.content_id == content_id, t.parts.c.part == part.part)
+    if conn.execute(t.parts.update().where(*where).values(**values)).rowcount == 0:
+        conn.execute(t.parts.insert().values(content_id=content_id, part=part.part, **values))
+
+
+def _media_for(conn: sa.Connection, location: sa.RowMapping, content_id: int) -> int:
+    at = now(conn)
+    source_id = location["source_id"]
+    # By content alone, which is indexed: a content has a media in few sources, a source has media without number.
+    known = sa.select(t.media.c.source_id, t.media.c.id).where(t.media.c.content_id == content_id)
+    same = {row.source_id: row.id for row in conn.execute(known)}.get(source_id)
+    if same is not None:
+        return int(same)  # the same bytes are known here: a move, or a second copy
+    old = location["media_id"]
+    if old is not None and _only_place(conn, old, location["id"]):
+        _detach_others(conn, old, location["id"])
+        _new_version(conn, old, content_id, at)
+        return int(old)
+    source = conn.execute(sa.select(t.sources).where(t.sources.c.id == source_id)).mappings().one()
+    row = conn.execute(
+        t.media.insert().values(
+            uuid=str(uuid.uuid4()),
+            project_id=source["project_id"],
+            source_id=source_id,
+            owner_id=source["owner_id"],
+            content_id=content_id,
+            created_at=at,
+        )
+    )
+    media_id = inserted_id(row)
+    conn.execute(t.media_versions.insert().values(media_id=media_id, content_id=content_id, seen_from=at))
+    return media_id
+
+
+def _only_place(conn: sa.Connection, media_id: int, location_id: int) -> bool:
+    other = conn.execute(
+        sa.select(t.locations.c.id)
+        .where(
+            t.locations.c.media_id == media_id,
+            t.locations.c.id != location_id,
+            t.locations.c.state.in_(("present", "unreadable")),
+        )
+        .limit(1)
+    ).first()
+    return other is None
+
+
+def _detach_others(conn: sa.Connection, media_id: int, location_id: int) -> None:
+    """Places that hold the media's old bytes no more, or are gone: what is found there again is read again.
+
+    The old place of a moved file is one: it must neither keep the media from its next version, nor pass for that
+    version should a file of the old size and time appear there.
+    """
+    c = t.locations.c
+    conn.execute(
+        t.locations.update()
+        .where(c.media_id == media_id, c.id != location_id)
+        .values(media_id=None, identified_size=None, identified_mtime_ns=None)
+    )
+
+
+def _new_version(conn: sa.Connection, media_id: int, content_id: int, at: datetime) -> None:
+    versions = t.media_versions
+    conn.execute(
+        versions.update().where(versions.c.media_id == media_id, versions.c.seen_to.is_(None)).values(seen_to=at)
+    )
+    conn.execute(versions.insert().values(media_id=media_id, content_id=content_id, seen_from=at))
+    conn.execute(t.media.update().where(t.media.c.id == media_id).values(content_id=content_id))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a content can be read: the root and the relative path as raw bytes."""
+
+    root: bytes
+    path: bytes
+
+
+def places(conn: sa.Connection, digest: str) -> tuple[list[Place], str | None]:
+    """Every known present place of a content, and the key of our own copy if we keep one."""
+    query = (
+        sa.select(t.sources.c.root, t.locations.c.path)
+        .join(t.locations, t.locations.c.source_id == t.sources.c.id)
+        .join(t.media, t.media.c.id == t.locations.c.media_id)
+        .join(t.contents, t.contents.c.id == t.media.c.content_id)
+        .where(t.contents.c.digest == digest, t.locations.c.state.in_(("present", "missing")))
+        .order_by(t.locations.c.state.desc(), t.locations.c.id)
+    )
+    stored = conn.execute(sa.select(t.contents.c.stored_key).where(t.contents.c.digest == digest)).scalar()
+    return [Place(bytes(row[0]), bytes(row[1])) for row in conn.execute(query)], stored

@@ -1,0 +1,107 @@
+"""The policy of a source: what its owner wants done with its files.
+
+What belongs here: the options of `sources add --option key=value`, their types and defaults. What does not: settings of
+the whole installation (`settings`), and what follows from a policy (`wants`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mirror_realm_assets.errors import SetupError
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+class SourcePolicy(BaseModel):
+    """Options of one source, under the names people write (`enhance.max_pixels`)."""
+
+    # Not by field name as well: two spellings of one option would not know which of them is the last.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    enhance: bool = True
+    enhance_model: str = Field(default="realesrgan-x4plus", alias="enhance.model")
+    enhance_outscale: float = Field(default=4.0, alias="enhance.outscale", gt=0, le=8)
+    enhance_max_pixels: int = Field(default=1_000_000, alias="enhance.max_pixels", gt=0)
+    enhance_format: Literal["png", "jpeg", "webp"] = Field(default="png", alias="enhance.format")
+    originals: Literal["reference", "copy"] = "reference"
+    embedder: str = "efficientnet-lite0"
+    faces: bool = False
+    watch: Literal["auto", "native", "poll"] = "auto"
+    ignore: tuple[str, ...] = ()
+    budget_device_seconds_day: float | None = Field(default=None, alias="budget.device_seconds_day", gt=0)
+    budget_bytes_day: int | None = Field(default=None, alias="budget.bytes_day", gt=0)
+    budget_read_mb_s: float | None = Field(default=None, alias="budget.read_mb_s", gt=0)
+
+    def as_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, under the names people write."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    def merged(self, *overrides: Mapping[str, Any] | None) -> SourcePolicy:
+        """This policy with `overrides` (of a workflow node, then of a request) on top, the last one winning."""
+        options = self.as_options()
+        for override in overrides:
+            options.update(override or {})
+        return parse_policy(options)
+
+
+def parse_policy(options: Mapping[str, Any]) -> SourcePolicy:
+    """A policy from options by name.
+
+    Raises:
+        SetupError: `invalid_argument`, naming the first wrong option and what it may be.
+    """
+    try:
+        return SourcePolicy.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(_option_names()))
+            raise SetupError(
+                "invalid_argument", f"There is no option {name!r}.", remedy=f"Options are: {known}."
+            ) from error
+        raise SetupError("invalid_argument", f"Option {name!r}: {first['msg']}.") from error
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """`key=value` words as options; `ignore` may stand several times.
+
+    Raises:
+        SetupError: `invalid_argument` for a word without `=`.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SetupError("invalid_argument", f"{pair!r} is not of the form key=value.")
+        if key == "ignore":
+            options.setdefault("ignore", []).append(value)
+        else:
+            options[key] = value
+    return options
+
+
+def check_source_name(name: str) -> str:
+    """`name`, if it is a valid source name.
+
+    The grammar keeps a batch key within 63 characters, so that it is a valid Kubernetes label.
+
+    Raises:
+        SetupError: `invalid_argument` otherwise.
+    """
+    if not _NAME.fullmatch(name):
+        raise SetupError(
+            "invalid_argument",
+            f"{name!r} is no source name.",
+            remedy="Use 1 to 40 of a-z, 0-9 and -, with a letter or digit at both ends.",
+        )
+    return name
+
+
+def _option_names() -> set[str]:
+    return {field.alias or name for name, field in SourcePolicy.model_fields.items()}

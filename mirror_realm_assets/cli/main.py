@@ -1,0 +1,50 @@
+"""The command group, and how errors end a command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mirror_realm_assets.cli import look, models, picture, serve, setup, sources, work
+from mirror_realm_assets.cli.output import safe, say
+from mirror_realm_assets.errors import MirrorRealmError, as_error
+
+
+class _Commands(click.Group):
+    """Turns our errors into one sentence and exit code 1; usage errors stay 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MirrorRealmError as error:
+            _end(error)
+        except OSError as error:
+            if error.errno == 32:  # EPIPE: the reader of our output has gone, as `| head` does
+                sys.exit(0)
+            typed = as_error(error)
+            if typed.code == "internal":
+                raise
+            _end(typed)
+
+
+def _end(error: MirrorRealmError) -> None:
+    say(f"[red]Error:[/red] {safe(error.message)} {safe(error.remedy)}")
+    sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mirror-realm")
+def cli() -> None:
+    """Mirror Realm: folders become enhanced, searchable media."""
+
+
+for module in (setup, sources, work, look, models, picture, serve):
+    for command in module.COMMANDS:
+        cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of `mirror-realm`."""
+    cli()

@@ -1,0 +1,82 @@
+"""Printing: JSON alone on stdout, words on stderr, and nothing from disk unescaped.
+
+What belongs here: how things are shown. What does not: what is shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Tell a person something, on stderr; `text` may use rich markup, so what comes from disk goes through `safe`."""
+    _err.print(text)
+
+
+def show(renderable: Any) -> None:
+    """Print a table or text on stdout."""
+    _out.print(renderable)
+
+
+def safe(text: str) -> str:
+    """`text` from a file or a person, harmless in a terminal: control characters and markup are text."""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escape(printable)
+
+
+def emit(value: Any) -> None:
+    """One JSON value on one line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode())
+    sys.stdout.write("\n")
+
+
+def paths_json(paths: Sequence[bytes]) -> dict[str, list[str]]:
+    """Paths for JSON: readable, and lossless in base64 when a name is no UTF-8."""
+    found = {
+        "paths": [
+            path.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode() for path in paths
+        ]
+    }
+    if any(_not_utf8(path) for path in paths):
+        found["paths_b64"] = [base64.b64encode(path).decode() for path in paths]
+    return found
+
+
+def _not_utf8(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def human_bytes(size: float) -> str:
+    """A size as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration as people read it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON alone on stdout.")

@@ -1,0 +1,157 @@
+"""Commands that keep running: up, watch; and the recovery that `up` starts with."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mirror_realm_assets.cli.library import dagster_instance, opened
+from mirror_realm_assets.cli.output import safe, say
+from mirror_realm_assets.errors import MirrorRealmError, SetupError
+from mirror_realm_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mirror_realm_assets.catalog.status import SourceStatus
+    from mirror_realm_assets.supervise import Event
+
+_TELL_SECONDS = 2.0
+_READY_SECONDS = 120.0
+_RECOVERY_SECONDS = 120.0
+
+
+@click.command()
+@click.option("--host", help="Where the UI binds.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the UI.  [default: 3000]")
+def up(host: str | None, port: int | None) -> None:
+    """Run the UI, the daemon and the watcher until Ctrl-C."""
+    from mirror_realm_assets import installation
+    from mirror_realm_assets.ports import require_port, wait_ready
+    from mirror_realm_assets.supervise import children_of, supervise
+
+    settings = Settings()
+    installation.require(settings)
+    host, port = host or settings.host, port or settings.port
+    _require_weights(settings)
+    url = f"http://{host}:{port}"
+
+    def before() -> None:
+        require_port(host, port)
+        _recover()
+
+    def announce() -> None:
+        if wait_ready(f"{url}/server_info", _READY_SECONDS):
+            say(f"[bold]The UI is at {url}[/bold] - assets: {url}/asset-groups - runs: {url}/runs. Ctrl-C ends it.")
+
+    threading.Thread(target=announce, daemon=True).start()
+    with opened() as (_settings, services):
+        teller = _Changes(settings, services)
+        code = supervise(
+            children_of(settings, host, port),
+            home=settings.home,
+            before=before,
+            every=[(_TELL_SECONDS, teller.tell)],
+            on_event=_say_event,
+        )
+    sys.exit(code)
+
+
+def _require_weights(settings: Settings) -> None:
+    from mirror_realm_assets.weights.fetch import state
+    from mirror_realm_assets.weights.registry import MODELS
+
+    for spec in MODELS.values():
+        found = state(spec, settings.models_dir)
+        if found != "ok":
+            raise SetupError(f"weights_{found}", f"The weights of {spec.name} are {found} in {settings.models_dir}.")
+
+
+def _recover() -> None:
+    """End what a power cut left, in a process of its own: the supervisor stays small."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mirror_realm_assets.cli", "recover"], timeout=_RECOVERY_SECONDS, check=False
+    )
+    if done.returncode:
+        say("[yellow]The recovery failed; the reconciler tries again every 30 s.[/yellow]")
+
+
+def _say_event(event: Event) -> None:
+    words = safe(f"{event.name}: {event.message}" if event.name else event.message)
+    say(f"[red]{words}[/red]" if event.kind in ("exited", "failed") else words)
+
+
+class _Changes:
+    """Says what happened to the sources since the last look."""
+
+    def __init__(self, settings: Settings, services: Any) -> None:
+        self._settings = settings
+        self._services = services
+        self._last: dict[str, str] = {}
+
+    def tell(self) -> None:
+        from mirror_realm_assets.catalog import sources, status
+        from mirror_realm_assets.pipeline import standard_stages
+
+        rules = [stage.rule for stage in standard_stages(self._settings)]
+        with self._services.catalog.read() as conn:
+            found = {s.name: status.of_source(conn, s, rules) for s in sources.all_sources(conn)}
+        for name, counts in found.items():
+            words = _words(counts)
+            if words != self._last.get(name):
+                say(f"{safe(name)}: {words}")
+            self._last[name] = words
+
+
+def _words(counts: SourceStatus) -> str:
+    """One line: files, batches, searchable, enhanced, and what went wrong."""
+    raw, embedded = counts.features["raw_media"], counts.features["embeddings"]
+    enhanced = counts.features["enhanced_images"]
+    wanted = sum(enhanced[status] for status in ("ok", "pending", "running", "failed"))
+    parts = [
+        f"{counts.files} files in {counts.batches} batches",
+        f"{embedded['ok']} searchable",
+        f"{enhanced['ok']} of {wanted} enhanced",
+        f"{counts.index['vectors']} in the index",
+    ]
+    refused = raw["refused"]
+    failed = sum(feature["failed"] for feature in counts.features.values())
+    parts.extend(f"{count} {word}" for count, word in ((refused, "refused"), (failed, "failed")) if count)
+    if counts.state != "active":
+        parts.append(f"{counts.state}: {safe(counts.state_reason or 'by hand')}")
+    return ", ".join(parts)
+
+
+@click.command()
+def watch() -> None:
+    """Watch all sources and write what is found into the journal."""
+    from mirror_realm_assets.ingest.watch import watch as watch_sources
+    from mirror_realm_assets.stages.worker import Worker
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with opened() as (settings, services):
+        beat = {"beat_seconds": settings.heartbeat_seconds, "lease_seconds": settings.lease_seconds}
+        with Worker(services.catalog, "watch", None, **beat) as worker:
+            watch_sources(services.catalog, settings, worker.id, stop, lambda text: say(safe(text)))
+
+
+@click.command(hidden=True)
+def recover() -> None:
+    """End runs whose process is gone; `up` does it at its start."""
+    from mirror_realm_assets.recovery import reconcile
+
+    with opened() as (settings, services), dagster_instance(settings) as instance:
+        try:
+            found = reconcile(instance, services.catalog)
+        except MirrorRealmError as error:
+            raise SystemExit(f"{error}") from error
+    if found.runs:
+        say(f"{len(found.runs)} runs whose process is gone were ended; their work goes on.")
+
+
+COMMANDS = [up, watch, recover]

@@ -1,0 +1,197 @@
+"""Commands about sources: the registry of watched folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror_realm_assets.cli.library import opened
+from mirror_realm_assets.cli.output import emit, human_bytes, human_seconds, json_option, safe, say, show
+from mirror_realm_assets.errors import SetupError
+
+
+@click.group("sources")
+def sources_group() -> None:
+    """Watched folders."""
+
+
+@sources_group.command("add")
+@click.argument("name")
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="The folder; it is never written to.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the source; repeatable.")
+@json_option
+def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> None:
+    """Register a folder under NAME and say what it will take."""
+    from mirror_realm_assets.catalog import sources
+    from mirror_realm_assets.catalog.policy import parse_options
+    from mirror_realm_assets.estimate import of_folder
+
+    root = folder.expanduser().absolute()
+    if not root.is_dir():
+        raise SetupError("folder_missing", f"There is no folder {root}.")
+    with opened() as (settings, services):
+        with services.catalog.write() as conn:
+            source = sources.add(conn, name, os.fsencode(root), parse_options(options))
+        estimate = of_folder(settings, source)
+    if as_json:
+        emit({"source": name, "estimate": estimate.as_json()})
+        return
+    say(f"Source [bold]{safe(name)}[/bold] watches {safe(str(root))}.")
+    _say_estimate(estimate)
+
+
+@sources_group.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """All sources."""
+    from rich.table import Table
+
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.read() as conn:
+        found = sources.all_sources(conn)
+    if as_json:
+        for source in found:
+            emit(_source_json(source))
+        return
+    table = Table("name", "state", "folder", "options")
+    for source in found:
+        options = " ".join(f"{key}={value}" for key, value in source.policy.as_options().items())
+        table.add_row(source.name, _state(source), safe(source.root_display), safe(options))
+    show(table)
+
+
+@sources_group.command("show")
+@click.argument("name")
+@json_option
+def show_(name: str, as_json: bool) -> None:
+    """One source with all its options."""
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.read() as conn:
+        source = sources.get(conn, name)
+    found = _source_json(source) | {"options": source.policy.model_dump(mode="json", by_alias=True)}
+    if as_json:
+        emit(found)
+        return
+    for key, value in found.items():
+        show(f"{key}: {safe(str(value))}")
+
+
+@sources_group.command("estimate")
+@click.argument("name")
+@json_option
+def estimate_(name: str, as_json: bool) -> None:
+    """Files, hours and bytes that a source will take here."""
+    from mirror_realm_assets.catalog import sources
+    from mirror_realm_assets.estimate import of_folder
+
+    with opened() as (settings, services):
+        with services.catalog.read() as conn:
+            source = sources.get(conn, name)
+        found = of_folder(settings, source)
+    if as_json:
+        emit(found.as_json())
+    else:
+        _say_estimate(found)
+
+
+@sources_group.command("check")
+@click.argument("name")
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Whether the folder can be listed and read."""
+    from mirror_realm_assets.catalog import sources
+    from mirror_realm_assets.ingest import scan
+
+    with opened() as (_settings, services):
+        with services.catalog.read() as conn:
+            source = sources.get(conn, name)
+        walked = scan.walk(source.root, source.policy.ignore)
+    found = {
+        "source": name,
+        "ok": walked.complete,
+        "files": len(walked.entries),
+        "ignored": walked.ignored,
+        "not_read": len(walked.odd),
+        "errors": walked.errors[:20],
+    }
+    if as_json:
+        emit(found)
+    else:
+        show(f"{len(walked.entries)} files, {walked.ignored} ignored, {len(walked.odd)} not read")
+    if not walked.complete:
+        raise SetupError("io_error", f"{len(walked.errors)} folders of {name} could not be read: {walked.errors[0]}.")
+
+
+@sources_group.command("pause")
+@click.argument("name")
+def pause(name: str) -> None:
+    """Begin nothing new of this source."""
+    _set_state(name, "paused", "by hand")
+    say(f"Source {safe(name)} is paused; what runs now goes on.")
+
+
+@sources_group.command("resume")
+@click.argument("name")
+def resume(name: str) -> None:
+    """Go on with this source."""
+    _set_state(name, "active", None)
+    say(f"Source {safe(name)} goes on.")
+
+
+@sources_group.command("remove")
+@click.argument("name")
+@click.option("--purge", is_flag=True, help="Forget what was computed as well.")
+def remove(name: str, purge: bool) -> None:
+    """Forget the source; files in its folder are never touched."""
+    if purge:
+        raise SetupError(
+            "invalid_argument",
+            "--purge is not there yet.",
+            remedy="Without it the source is removed and its derivatives stay in the store.",
+        )
+    _set_state(name, "removed", None)
+    say(f"Source {safe(name)} is removed. Its files were not touched.")
+
+
+def _set_state(name: str, state: str, reason: str | None) -> None:
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.write() as conn:
+        sources.set_state(conn, name, state, reason)
+
+
+def _source_json(source: Any) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "uuid": source.uuid,
+        "kind": source.kind,
+        "folder": source.root_display,
+        "state": source.state,
+        "state_reason": source.state_reason,
+        "options": source.policy.as_options(),
+        "scanned_at": source.scanned_at,
+        "created_at": source.created_at,
+    }
+
+
+def _state(source: Any) -> str:
+    return f"{source.state} ({safe(source.state_reason)})" if source.state_reason else source.state
+
+
+def _say_estimate(found: Any) -> None:
+    say(f"{found.files} files, {human_bytes(found.bytes)}.")
+    say(f"Searchable after about {human_seconds(found.search_seconds)} on this machine.")
+    if found.enhance_files:
+        say(
+            f"Enhancement of {found.enhance_files} pictures takes about {human_seconds(found.enhance_seconds)} and "
+            f"{human_bytes(found.enhance_bytes)}; {found.not_wanted} are larger than the source's "
+            f"enhance.max_pixels and are left out."
+        )
+
+
+COMMANDS = [sources_group]

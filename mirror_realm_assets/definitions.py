@@ -1,0 +1,67 @@
+"""The code location: everything that Dagster sees.
+
+What belongs here: assembly. What does not: any decision. Building the definitions opens nothing and imports nothing
+heavy, so that the code server stays small and a tick is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from mirror_realm_assets.assets.data_sources import data_sources_asset
+from mirror_realm_assets.assets.factory import StageList, stage_asset
+from mirror_realm_assets.assets.faiss_index import faiss_index_asset
+from mirror_realm_assets.checks.gates import embeddings_are_vectors, index_equals_ledger, no_systemic_failure
+from mirror_realm_assets.jobs import index_job, lane_job
+from mirror_realm_assets.pipeline import standard_stages
+from mirror_realm_assets.resources.library import LibraryResource
+from mirror_realm_assets.sensors.index import index_sensor
+from mirror_realm_assets.sensors.lanes import batch_sensor, enhance_sensor
+from mirror_realm_assets.sensors.reconcile import reconcile_sensor
+from mirror_realm_assets.settings import Settings
+
+
+def build_defs(
+    *, resource_overrides: Mapping[str, Any] | None = None, stages: StageList = standard_stages
+) -> dg.Definitions:
+    """All definitions.
+
+    Args:
+        resource_overrides: replace resources by name, for tests.
+        stages: the pipeline, for a process's settings.
+    """
+    pipeline = stages(Settings())
+    search = lane_job("media_batch_job", pipeline, "search", "Reads, identifies and embeds the files of one batch.")
+    enhance = lane_job("enhance_job", pipeline, "enhance", "Enhances the pictures of one batch, slice by slice.")
+    index = index_job()
+    return dg.Definitions(
+        assets=[
+            data_sources_asset(stages),
+            *[stage_asset(stage, stages) for stage in pipeline],
+            faiss_index_asset(stages),
+        ],
+        asset_checks=[
+            *[no_systemic_failure(stage) for stage in pipeline],
+            embeddings_are_vectors(stages),
+            index_equals_ledger(stages),
+        ],
+        jobs=[search, enhance, index],
+        sensors=[
+            batch_sensor(search, stages),
+            enhance_sensor(enhance, stages),
+            index_sensor(index, stages),
+            reconcile_sensor,
+        ],
+        resources={"library": LibraryResource(), **(resource_overrides or {})},
+        # Steps of a run share one process: torch is imported once, and models stay loaded from step to step.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of this environment."""
+    return build_defs()

@@ -1,0 +1,57 @@
+"""How long enhancement will take, before anything is computed.
+
+What belongs here: measured rates and plain arithmetic. What does not: what this machine has really needed so far,
+which the ledger knows and which replaces the defaults as soon as there is any.
+"""
+
+from __future__ import annotations
+
+from mirror_realm_assets.weights.hardware import Device, Precision
+
+# Seconds for a megapixel of input. CPU: two cores, x4plus on 320x320 (fp32 on AVX2: 274 s, on AVX-512: 193 s;
+# bf16 where it is native: 93 s). GPU: not measured but reckoned from 35.85 TFLOP a megapixel at a third of an
+# A100's 312 TFLOP/s, fp32 at half of that.
+_X4PLUS: dict[tuple[Device, Precision], float] = {
+    ("cpu", "fp32"): 250.0,
+    ("cpu", "bf16"): 95.0,
+    ("cuda", "fp16"): 0.35,
+    ("cuda", "bf16"): 0.35,
+    ("cuda", "fp32"): 0.7,
+}
+_RATES: dict[str, dict[tuple[Device, Precision], float]] = {"realesrgan-x4plus": _X4PLUS}
+_MEGAPIXEL = 1_000_000
+
+
+def seconds_per_megapixel(model: str, precision: Precision, device: Device = "cpu") -> float:
+    """The rate to assume as long as nothing has been measured on this machine.
+
+    Args:
+        model: name of an `enhance` model; an unknown one counts like x4plus.
+        precision: the number format in use. bf16 is taken as native: emulated it is ten times slower than fp32.
+        device: where it runs; the CPU figures are those of two cores.
+
+    Returns:
+        Seconds for one megapixel of input.
+    """
+    rates = _RATES.get(model, _X4PLUS)
+    return rates.get((device, precision), rates[(device, "fp32")])
+
+
+def estimate_seconds(
+    pixels: int, rate: float, *, overhead: float = 1.0, pictures: int = 1, seconds_per_picture: float = 0.5
+) -> float:
+    """Seconds to enhance pictures one after the other.
+
+    Args:
+        pixels: input pixels of all of them together.
+        rate: seconds for a megapixel of input, as measured or from `seconds_per_megapixel`.
+        overhead: computed over useful pixels, from `tiling.overhead`; 1.0 where pictures fit one tile.
+        pictures: how many there are.
+        seconds_per_picture: reading, encoding and writing one.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if min(pixels, rate, overhead, pictures, seconds_per_picture) < 0:
+        raise ValueError("an estimate needs numbers that are not negative")
+    return pixels / _MEGAPIXEL * rate * overhead + pictures * seconds_per_picture

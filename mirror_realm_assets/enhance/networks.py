@@ -1,0 +1,94 @@
+"""Networks that turn a picture into a larger one.
+
+What belongs here: loading verified weights into a network, and one run of it on one array. What does not: tiling and
+whole pictures (`upscale`), where the weights come from (`weights.fetch`), face restoration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.weights.hardware import Device, Precision, model_failure, release_memory, torch_dtype
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+Picture = npt.NDArray[np.uint8]
+
+
+class Network:
+    """A picture-to-picture network in memory, used by one thread at a time.
+
+    Args:
+        weights: a safetensors file, already verified.
+        device: where to run.
+        precision: number format of weights and activations.
+        threads: CPU threads of torch; a setting of the whole process.
+
+    Attributes:
+        scale: how many times wider and higher the output is.
+    """
+
+    def __init__(self, weights: Path, *, device: Device, precision: Precision, threads: int) -> None:
+        import torch
+        from spandrel import ImageModelDescriptor, ModelLoader
+
+        torch.set_num_threads(threads)
+        descriptor = ModelLoader(device="cpu").load_from_file(weights)
+        if not isinstance(descriptor, ImageModelDescriptor):
+            raise Failed("model_failed", f"{weights.name} is no picture-to-picture network.")
+        descriptor.to(device=device, dtype=torch_dtype(precision)).eval()
+        # oneDNN and cuDNN convolve this layout faster: 11 % in fp32 on a CPU, and more in 16 bits.
+        descriptor.model.to(memory_format=torch.channels_last)
+        self._descriptor: ImageModelDescriptor | None = descriptor
+        self._device = device
+        self._dtype = torch_dtype(precision)
+        self.scale = int(descriptor.scale)
+
+    def run(self, picture: Picture) -> Picture:
+        """Enlarge one picture, or one tile of it, in a single pass.
+
+        Args:
+            picture: `HxWx3 uint8` sRGB.
+
+        Returns:
+            `(H*scale)x(W*scale)x3 uint8` sRGB.
+
+        Raises:
+            Failed: `out_of_memory`, or `model_failed` for any other fault, numbers that are not finite among them.
+        """
+        if self._descriptor is None:
+            raise RuntimeError("this network is closed")
+        try:
+            return self._run(self._descriptor, picture)
+        except Exception as error:  # whatever it is, it is the reason recorded for this picture
+            raise model_failure(error, f"a tile of {picture.shape[1]}x{picture.shape[0]} pixels") from error
+
+    def close(self) -> None:
+        """Drop the network and give its memory back. May be called twice."""
+        self._descriptor = None
+        release_memory()
+
+    def _run(self, descriptor: ImageModelDescriptor, picture: Picture) -> Picture:
+        import torch
+
+        with torch.inference_mode():
+            # torch.tensor copies, so that read-only and strided arrays are welcome.
+            levels = torch.tensor(np.ascontiguousarray(picture), device=self._device)
+            batch = levels.permute(2, 0, 1).unsqueeze(0).to(self._dtype).div_(255)
+            output = descriptor(batch.contiguous(memory_format=torch.channels_last))
+            # An overflow in 16 bits would otherwise become a black tile.
+            if not bool(torch.isfinite(output).all()):
+                raise Failed("model_failed", "The network gave numbers that are not finite.")
+            # To bytes on the device: a quarter of what floats would cost on the way to main memory.
+            scaled = output[0].float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+            enlarged: Picture = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+        expected = (picture.shape[0] * self.scale, picture.shape[1] * self.scale, 3)
+        if enlarged.shape != expected:
+            raise Failed("model_failed", f"The network gave {enlarged.shape}, expected {expected}.")
+        return enlarged

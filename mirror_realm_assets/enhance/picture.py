@@ -1,0 +1,311 @@
+"""Enhancing one picture file into another, without a library.
+
+What belongs here: the way from file to file, and the promise that the original is never written to and the result
+appears whole or not at all. What does not: the network (`upscale`), encoding (`codec`), terminals (`cli`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirror_realm_assets.enhance.codec import PictureFormat, encode, probe
+from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
+from mirror_realm_assets.enhance.tiling import Tile
+from mirror_realm_assets.enhance.upscale import Upscaler
+from mirror_realm_assets.errors import MirrorRealmError, SetupError, as_error
+from mirror_realm_assets.ingest.decoder import Decoder
+from mirror_realm_assets.ingest.originals import read_original
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.weights.hardware import PrecisionSetting
+from mirror_realm_assets.weights.registry import spec
+
+if TYPE_CHECKING:
+    from mirror_realm_assets.enhance.networks import Picture
+
+MAX_OUTSCALE = 8.0
+FORMATS: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+"""The format that a result's suffix asks for."""
+
+_LONGEST_NAME = 120
+# What file systems without hard links (FAT, some network drives) answer to the attempt.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is: `done` of `tiles`, and the seconds that the rest will probably take."""
+
+    done: int
+    tiles: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What was made.
+
+    Attributes:
+        seconds: from reading the original to the result's last byte, the loading of the model included.
+        input: width and height of the upright original.
+        output: width and height of the result.
+        tiles: how many pieces the picture was cut into.
+        model: name of the model.
+        precision: the number format that it ran in.
+    """
+
+    seconds: float
+    input: tuple[int, int]
+    output: tuple[int, int]
+    tiles: int
+    model: str
+    precision: str
+
+
+def enhance_file(
+    settings: Settings,
+    source: Path,
+    target: Path,
+    *,
+    model: str = "realesrgan-x4plus",
+    outscale: float | None = None,
+    tile: int | None = None,
+    precision: PrecisionSetting | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Enhanced:
+    """Enlarge the picture in `source` and write the result to `target`.
+
+    Args:
+        settings: limits, device, threads and the models folder.
+        source: any picture that can be ingested; decoded as untrusted, only read.
+        target: its suffix decides the format; the folder must exist.
+        model: name of an `enhance` model.
+        outscale: how many times wider and higher; None means the model's own scale.
+        tile: longest side of a tile in input pixels; None takes what fits into memory.
+        precision: replaces that of the settings.
+        force: whether an existing file may be replaced. The original never is, under whatever name.
+        on_progress: called before the first tile and after each.
+
+    Returns:
+        Sizes and times.
+
+    Raises:
+        SetupError: the paths or numbers make no sense, weights are missing, or the result cannot be written.
+        Refused: the original is at fault.
+        Failed: it cannot be read, or memory ran out.
+    """
+    began = time.monotonic()
+    file_format = _require_target(source, target, force)
+    if outscale is not None and not (math.isfinite(outscale) and 0 < outscale <= MAX_OUTSCALE):
+        raise SetupError("invalid_argument", f"outscale must be above 0 and at most {MAX_OUTSCALE:g}, not {outscale}.")
+    chosen = spec(model)
+    with _naming(source):
+        image = _pixels(settings, source)
+    height, width = image.shape[:2]
+    _require_fit(file_format, width, height, outscale or chosen.scale or 1)
+    network = _Watched(
+        chosen,
+        settings.models_dir,
+        device=settings.device,
+        precision=precision or settings.precision,
+        threads=settings.threads,
+    )
+    network.on_progress = on_progress
+    with network:
+        enlarged = network.upscale(image, tile=tile, outscale=outscale)
+    _write(encode(enlarged, file_format), source, target, force)
+    return Enhanced(
+        seconds=round(time.monotonic() - began, 3),
+        input=(width, height),
+        output=(enlarged.shape[1], enlarged.shape[0]),
+        tiles=network.tiles,
+        model=network.name,
+        precision=network.precision,
+    )
+
+
+class _Watched(Upscaler):
+    """Tells how many tiles are done; a restart with smaller tiles counts anew."""
+
+    tiles = 0
+    on_progress: Callable[[Progress], None]
+
+    def _assemble(self, image: Picture, tiles: tuple[Tile, ...], between_tiles: Callable[[], None]) -> Picture:
+        self.tiles = len(tiles)
+        pixels = [tile.padded.pixels for tile in tiles]
+        rate = seconds_per_megapixel(self.name, self.precision, self.device)
+        began, done = time.monotonic(), 0
+        self.on_progress(Progress(0, len(tiles), estimate_seconds(sum(pixels), rate, pictures=0)))
+
+        def another_is_done() -> None:
+            nonlocal done
+            done += 1
+            so_far = time.monotonic() - began
+            left = so_far * sum(pixels[done:]) / sum(pixels[:done])
+            self.on_progress(Progress(done, len(tiles), left))
+            between_tiles()
+
+        result = super()._assemble(image, tiles, another_is_done)
+        self.on_progress(Progress(len(tiles), len(tiles), 0.0))
+        return result
+
+
+def _pixels(settings: Settings, source: Path) -> Picture:
+    # Links are the user's own choice here; `read_original` would follow none that leads out of the folder.
+    path = os.fsencode(os.path.realpath(source))
+    folder, name = os.path.split(path)
+    sandbox = Decoder(
+        seconds=settings.decode_seconds,
+        memory_bytes=settings.decode_memory_bytes,
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+    )
+    with read_original(folder, name, max_bytes=settings.max_file_bytes) as original, sandbox as decoder:
+        return decoder.pixels(original.fd)
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """Errors of reading speak of "the file": here a person has to be told which."""
+    try:
+        yield
+    except MirrorRealmError as error:
+        remedy = error.remedy
+        if error.code == "changed_while_reading":
+            remedy = "Try again when the program that writes it has ended."
+        name = str(source)[-_LONGEST_NAME:]
+        raise type(error)(error.code, f"{name}: {error.message}", remedy=remedy) from error
+
+
+def _require_target(source: Path, target: Path, force: bool) -> PictureFormat:
+    """The result's format, having made sure of everything that would make hours of work vain."""
+    if not _exists(source):
+        raise SetupError("not_found", f"There is no file {source}.", remedy="Check the path of the picture.")
+    file_format = FORMATS.get(target.suffix.lower())
+    if file_format is None:
+        raise SetupError(
+            "invalid_argument",
+            f"{target.name} has no suffix of a picture format that can be written.",
+            remedy=f"Let the result's name end in one of {', '.join(FORMATS)}.",
+        )
+    _require_free(source, target, force)
+    draft = _draft(target)
+    try:
+        os.close(_create(draft))
+        draft.unlink()
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return file_format
+
+
+def _require_free(source: Path, target: Path, force: bool) -> None:
+    """Asked twice, before the work and before the result gets its name."""
+    try:
+        if target.samefile(source):
+            raise SetupError(
+                "invalid_argument",
+                f"{target} is the original itself, which is never written over.",
+                remedy="Choose another name for the result.",
+            )
+    except OSError:
+        pass  # there is no such file yet, or a link to nowhere
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise SetupError("already_exists", f"{target} is no regular file.")
+    if not force:
+        raise SetupError("already_exists", f"{target} exists already.", remedy="Choose another name, or add --force.")
+
+
+def _require_fit(file_format: PictureFormat, width: int, height: int, outscale: float) -> None:
+    import numpy as np
+
+    longest = max(1, round(max(width, height) * outscale))
+    if file_format == "png":
+        return
+    try:
+        # The codec knows its limits; a strip of that length costs nothing.
+        encode(np.zeros((1, longest), np.uint8), file_format)
+    except MirrorRealmError as error:
+        raise SetupError(
+            "invalid_argument",
+            f"The result would be {longest} pixels long, more than {file_format} can hold.",
+            remedy="Let the result's name end in .png, or choose a smaller --outscale.",
+        ) from error
+
+
+def _write(content: bytes, source: Path, target: Path, force: bool) -> None:
+    draft = _draft(target)
+    try:
+        with os.fdopen(_create(draft), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        probe(draft.read_bytes())
+        _require_free(source, target, force)
+        _publish(draft, target, force)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _publish(draft: Path, target: Path, force: bool) -> None:
+    """Give the finished draft its name; without `force` never over what appeared there meanwhile."""
+    if not force:
+        try:
+            target.hardlink_to(draft)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+    draft.replace(target)
+
+
+def _draft(target: Path) -> Path:
+    return target.parent / f".mirror-realm-{secrets.token_hex(8)}.part"
+
+
+def _create(path: Path) -> int:
+    # The mode that any program of the user would give it: the umask decides.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # something is there; reading it says what is wrong
+    return True
+
+
+def _unwritable(target: Path, error: OSError) -> SetupError:
+    if isinstance(error, FileExistsError):
+        return SetupError("already_exists", f"{target} exists already.", remedy="Choose another name, or add --force.")
+    if as_error(error).code == "disk_full":
+        return SetupError(
+            "disk_full", f"There is no space left for {target}.", remedy="Free space there, or choose another folder."
+        )
+    return SetupError(
+        "invalid_argument",
+        f"{target} cannot be written: {error.strerror or error}.",
+        remedy="Choose a place that exists and that you may write to.",
+    )

@@ -1,0 +1,118 @@
+"""The stage `enhanced_images`: each picture enlarged by a super-resolution model, in a lane of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mirror_realm_assets.catalog.features import Finding
+from mirror_realm_assets.catalog.items import Work
+from mirror_realm_assets.catalog.policy import SourcePolicy
+from mirror_realm_assets.catalog.wants import Recipe
+from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.ingest.opening import open_original
+from mirror_realm_assets.ingest.stage import decoder
+from mirror_realm_assets.stages.context import StageContext, Stopped
+from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.stage import Result, Stage, finding_of
+from mirror_realm_assets.store import keys
+from mirror_realm_assets.weights.registry import spec
+
+if TYPE_CHECKING:
+    from mirror_realm_assets.enhance.upscale import Upscaler
+
+CODE_VERSION = "1"
+_SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+def enhanced_images_stage(precision: str) -> Stage:
+    """The stage; `precision` is the setting, which changes results a little and so is part of the recipe."""
+
+    def recipe(policy: SourcePolicy) -> Recipe | None:
+        if not policy.enhance:
+            return None
+        model = spec(policy.enhance_model)
+        params = {
+            "model": model.name,
+            "outscale": policy.enhance_outscale,
+            "format": policy.enhance_format,
+            "precision": precision,
+        }
+        return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
+
+    return Stage(
+        name="enhanced_images",
+        description="Each picture enlarged by Real-ESRGAN, from its original, in runs of low priority that give way to "
+        "the search lane.",
+        lane="enhance",
+        needs=("raw_media",),
+        recipe=recipe,
+        run=run,
+        max_pixels=lambda policy: policy.enhance_max_pixels,
+        resource="gpu",
+        pool="enhance",
+        group="enhancement",
+        kinds=frozenset({"pytorch", "image"}),
+    )
+
+
+def upscaler(services: Services, name: str) -> Upscaler:
+    """The enhancement model called `name`, loaded once a process."""
+    from mirror_realm_assets.enhance.upscale import Upscaler
+
+    s = services.settings
+    return services.held(
+        f"upscaler/{name}",
+        lambda: Upscaler(spec(name), s.models_dir, device=s.device, precision=s.precision, threads=s.threads),
+    )
+
+
+def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
+    """One picture after the other; see `stages.stage.Run`."""
+    model = upscaler(context.services, context.policy.enhance_model)
+    for work in works:
+        began = time.monotonic()
+        try:
+            yield _enhance(work, model, context, began)
+        except Stopped:
+            raise
+        except Exception as error:
+            yield Result(work, finding_of(error, seconds=time.monotonic() - began))
+
+
+def _enhance(work: Work, model: Upscaler, context: StageContext, began: float) -> Result:
+    from mirror_realm_assets.enhance.codec import encode, probe
+
+    if work.subject.digest is None or work.recipe is None:
+        raise Failed("internal", "An unread picture was to be enhanced.")
+    with open_original(context.services, work.subject.digest) as original:
+        image = decoder(context.services).pixels(original.fd)
+    policy = context.policy
+    enlarged = model.upscale(image, outscale=policy.enhance_outscale, between_tiles=context.checkpoint)
+    data = encode(enlarged, policy.enhance_format)
+    suffix = _SUFFIX[policy.enhance_format]
+    key = keys.derived_key("enhanced_images", work.key.image_digest, work.subject.part, work.recipe.digest, suffix)
+    stored, intents = context.publish(key, data)
+    # Success is recorded only after the output was read back, whole and of the right size.
+    found = probe(context.services.store.read(stored.key, stored.sha256))
+    height, width = enlarged.shape[:2]
+    if (found.width, found.height) != (width, height):
+        raise Failed("not_verified", f"The stored picture is {found.width}x{found.height}, not {width}x{height}.")
+    output = {
+        "key": stored.key,
+        "sha256": stored.sha256,
+        "bytes": stored.size,
+        "width": width,
+        "height": height,
+        "model": model.name,
+        "precision": model.precision,
+        "device": model.device,
+    }
+    return Result(
+        work,
+        Finding("ok", output, seconds=time.monotonic() - began),
+        [("enhanced", stored)],
+        intents,
+        pictures=(encode(image, "png"), data),
+    )

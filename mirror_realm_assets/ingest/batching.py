@@ -1,0 +1,190 @@
+"""Forming batches: the journal is drained, waiting files are cut into batches, changed recipes are swept.
+
+What belongs here: the one transaction that turns waiting files into batches. What does not: how they are cut
+(`catalog.forming`), and asking Dagster to run them (`sensors`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import batches, files, leases, sources, sweep
+from mirror_realm_assets.catalog.batches import Batch, NewItem
+from mirror_realm_assets.catalog.engine import Catalog, now
+from mirror_realm_assets.catalog.forming import BatchLimits, Candidate, cut
+from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.stage import Stage, lane_features
+
+_FORMER = "former"
+_MAX_WAITING = 20_000  # of one source, looked at in one tick
+_SWEEP_BATCHES = 10  # formed in one tick
+# Search-lane work of one file on two cores, measured on photographs of 0.2 to 12 megapixels: a read and a decode, which
+# go with the bytes, and one embedding.
+_SECONDS_PER_FILE = 0.06
+_SECONDS_PER_MB = 0.05
+
+
+@dataclass
+class Formed:
+    """What a tick formed: keys of new batches, and how many journal rows were applied.
+
+    `leased` is False when another former was at work, so that nothing was done here.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    drained: int = 0
+    leased: bool = True
+
+
+def search_seconds(size: int) -> float:
+    """Estimated seconds of the search lane for a file of `size` bytes."""
+    return _SECONDS_PER_FILE + _SECONDS_PER_MB * size / 1_000_000
+
+
+def limits_of(settings: Settings) -> BatchLimits:
+    """The limits of one batch."""
+    return BatchLimits(settings.batch_items, settings.batch_bytes, settings.batch_seconds, settings.batch_age_seconds)
+
+
+def form_batches(
+    catalog: Catalog,
+    settings: Settings,
+    stages: Sequence[Stage],
+    owner: str,
+    *,
+    source_id: int | None = None,
+    now_or_never: bool = False,
+    requested_by: str = "watcher",
+) -> Formed:
+    """Drain the journal and form every batch that is due.
+
+    Args:
+        catalog: the ledger.
+        settings: of this process.
+        stages: all stages, in dependency order.
+        owner: who forms; while another live former works, nothing happens here.
+        source_id: of one source only.
+        now_or_never: do not wait for more files.
+        requested_by: who asked.
+    """
+    formed = Formed()
+    with catalog.write() as conn:
+        lease = leases.acquire(conn, _FORMER, owner, settings.lease_seconds)
+    if lease is None:
+        return Formed(leased=False)
+    try:
+        while True:
+            with catalog.write() as conn:
+                leases.check(conn, lease)
+                drained = files.drain_journal(conn)
+            formed.drained += drained
+            if drained < files.DRAIN:
+                break
+        with catalog.read() as conn:
+            active = [s for s in sources.all_sources(conn) if s.active and source_id in (None, s.id)]
+        for source in active:
+            with catalog.write() as conn:
+                leases.check(conn, lease)
+                new = _form_source(conn, settings, stages, source, now_or_never, requested_by)
+                formed.keys.extend(batch.key for batch in new)
+            formed.keys.extend(_sweep(catalog, settings, stages, source, lease))
+    finally:
+        with catalog.write() as conn:
+            leases.release(conn, lease)
+    return formed
+
+
+def _form_source(
+    conn: sa.Connection,
+    settings: Settings,
+    stages: Sequence[Stage],
+    source: Source,
+    now_or_never: bool,
+    requested_by: str,
+) -> list[Batch]:
+    waiting = files.waiting(conn, source.id, _MAX_WAITING)
+    if not waiting:
+        return []
+    candidates = [Candidate(w.location_id, w.size, search_seconds(w.size), w.waiting_since) for w in waiting]
+    busy = not now_or_never and batches.has_open(conn, source.id, lane_features(stages, "search"))
+    limits = limits_of(settings)
+    if now_or_never:
+        limits = BatchLimits(limits.items, limits.bytes, limits.seconds, age=-1.0)
+    features = [stage.feature for stage in stages if stage.recipe(source.policy) is not None]
+    return [
+        batches.form(
+            conn,
+            source,
+            [NewItem(location_id=c.id, size=c.size) for c in group],
+            features,
+            seconds=sum(c.seconds for c in group),
+            requested_by=requested_by,
+        )
+        for group in cut(candidates, limits, now(conn), busy=busy)
+    ]
+
+
+def _sweep(
+    catalog: Catalog, settings: Settings, stages: Sequence[Stage], source: Source, lease: leases.Lease
+) -> list[str]:
+    """Batches for known media whose wanted recipes or limits changed since they were last compared."""
+    wanted_now = recipes_of(settings, stages, source)
+    if source.swept_recipes == wanted_now:
+        return []
+    with catalog.write() as conn:
+        leases.check(conn, lease)
+        if source.swept_recipes is None and not sweep.has_media(conn, source.id):
+            sources.set_swept(conn, source.id, wanted_now)
+            return []
+        keys, complete = recompute(conn, settings, stages, source, max_batches=_SWEEP_BATCHES)
+        if complete:
+            sources.set_swept(conn, source.id, wanted_now)
+    return keys
+
+
+def recipes_of(settings: Settings, stages: Sequence[Stage], source: Source) -> dict[str, str | float]:
+    """Everything whose change makes work on known media: recipe digests and limits, by name."""
+    found: dict[str, str | float] = {}
+    for stage in stages:
+        recipe = stage.recipe(source.policy)
+        found[stage.feature] = recipe.digest if recipe else ""
+        found[f"{stage.feature}.max_pixels"] = float(stage.max_pixels(source.policy) or 0)
+    found["max_pixels"], found["max_frames"] = float(settings.max_pixels), float(settings.max_frames)
+    return found
+
+
+def recompute(
+    conn: sa.Connection,
+    settings: Settings,
+    stages: Sequence[Stage],
+    source: Source,
+    *,
+    kind: str = "recompute",
+    requested_by: str = "policy",
+    max_batches: int | None = None,
+) -> tuple[list[str], bool]:
+    """Form batches for what is wanted, missing and in no open batch, among the source's known media.
+
+    Returns:
+        Keys of the new batches, and whether nothing was left over.
+    """
+    limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
+    rules = [stage.rule for stage in stages]
+    groups: dict[tuple[str, ...], list[NewItem]] = defaultdict(list)
+    for item, features in sweep.missing_media(conn, source, rules, limits):
+        groups[features].append(item)
+    keys: list[str] = []
+    for features, found in groups.items():
+        for start in range(0, len(found), settings.batch_items):
+            if max_batches is not None and len(keys) >= max_batches:
+                return keys, False
+            chunk = found[start : start + settings.batch_items]
+            seconds = sum(search_seconds(item.size) for item in chunk)
+            batch = batches.form(conn, source, chunk, features, kind=kind, seconds=seconds, requested_by=requested_by)
+            keys.append(batch.key)
+    return keys, True

@@ -1,0 +1,205 @@
+"""The stage `raw_media`: one read of the original, digests, sandboxed decode, proxy, metadata.
+
+What belongs here: putting the pieces of `ingest` together for one file. What does not: the pieces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from mirror_realm_assets.catalog import features
+from mirror_realm_assets.catalog.features import FeatureKey, Finding
+from mirror_realm_assets.catalog.items import Work
+from mirror_realm_assets.catalog.media import Identified, Part
+from mirror_realm_assets.catalog.wants import Recipe
+from mirror_realm_assets.errors import Failed, Refused
+from mirror_realm_assets.ingest.decoded import Decoded
+from mirror_realm_assets.ingest.decoder import Decoder
+from mirror_realm_assets.ingest.originals import Original, read_original
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.context import StageContext
+from mirror_realm_assets.stages.flow import read_ahead
+from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.stage import Result, Stage, finding_of
+from mirror_realm_assets.store import keys
+from mirror_realm_assets.store.interface import StoredObject
+
+CODE_VERSION = "1"
+_PROXY_VERSION = "1"
+
+
+def proxy_version(settings: Settings) -> str:
+    """Version of the proxies: an input of every recipe that reads one."""
+    return f"{_PROXY_VERSION}-{settings.proxy_long_side}"
+
+
+def raw_media_stage(settings: Settings) -> Stage:
+    """The stage, for a process with these settings."""
+    recipe = Recipe("raw_media", CODE_VERSION, inputs={"proxy": proxy_version(settings)})
+    return Stage(
+        name="raw_media",
+        description="Each file read once: identified by the digest of its bytes, decoded in a sandbox into an upright "
+        "sRGB proxy, with metadata and a perceptual hash.",
+        lane="search",
+        needs=(),
+        recipe=lambda _policy: recipe,
+        run=run,
+        group="ingest",
+        kinds=frozenset({"python", "image"}),
+        pool="embed",  # a run of the search lane is one unit: it must not start what the next step has to wait for
+    )
+
+
+def decoder(services: Services) -> Decoder:
+    """This process's sandboxed decoder, with the limits of its settings."""
+    s = services.settings
+    return services.held(
+        "decoder",
+        lambda: Decoder(
+            seconds=s.decode_seconds,
+            memory_bytes=s.decode_memory_bytes,
+            max_pixels=s.max_pixels,
+            max_frames=s.max_frames,
+        ),
+    )
+
+
+@dataclass
+class _Read:
+    """One original in memory until it is decoded."""
+
+    original: Original
+    closing: contextlib.ExitStack
+
+
+def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
+    """Read ahead in a thread, decode in the sandbox, write the proxy; see `stages.stage.Run`."""
+
+    def read(work: Work) -> _Read:
+        with contextlib.ExitStack() as stack:
+            original = stack.enter_context(_original(work, context))
+            return _Read(original, stack.pop_all())
+
+    loaded = read_ahead(works, read, threads=1)
+    for work, found in loaded:
+        began = time.monotonic()
+        if isinstance(found, Exception):
+            yield Result(work, finding_of(found, default="io_error"))
+            continue
+        with found.closing:
+            yield _identify(work, found.original, context, began)
+
+
+def _original(work: Work, context: StageContext) -> contextlib.AbstractContextManager[Original]:
+    max_bytes = context.services.settings.max_file_bytes
+    subject = work.subject
+    if subject.path is not None:
+        return read_original(subject.root, subject.path, max_bytes=max_bytes)
+    from mirror_realm_assets.ingest.opening import open_original  # a media without a place of its own
+
+    if subject.digest is None:
+        raise Failed("file_gone", "Nothing is known about this file.")
+    return open_original(context.services, subject.digest)
+
+
+def _identify(work: Work, original: Original, context: StageContext, began: float) -> Result:
+    """What the bytes are; a refusal by the decoder still identifies them."""
+    services = context.services
+    found = Identified(original.digest, original.size, original.stat.mtime_ns)
+    if _known(work, original.digest, context):
+        # A move, or a second copy: nothing is decoded again.
+        return Result(work, Finding("ok", seconds=time.monotonic() - began), identified=found, known=True)
+    objects: list[tuple[str, StoredObject]] = []
+    intents: list[int] = []
+    try:
+        stored_key = _keep(original, context, objects, intents)
+        decoded = decoder(services).proxy(original.fd, long_side=services.settings.proxy_long_side)
+        proxy, ids = _write_proxy(work, decoded, context)
+        objects.append(("proxy", proxy))
+        intents.extend(ids)
+    except Exception as error:
+        finding = finding_of(error, seconds=time.monotonic() - began, default="internal")
+        limits = _limits_of(finding, services) if isinstance(error, Refused) else None
+        return Result(
+            work,
+            Finding(finding.status, code=finding.code, reason=finding.reason, limits=limits, seconds=finding.seconds),
+            objects,
+            intents,
+            # A failure of ours must not stop the file from being known by its bytes either.
+            found,
+        )
+    output = {
+        "proxies": {"0": {"key": proxy.key, "sha256": proxy.sha256, "bytes": proxy.size}},
+        "proxy_size": [decoded.proxy_width, decoded.proxy_height],
+        "frames": decoded.frames,
+        "alpha": decoded.has_alpha,
+        "icc": decoded.icc,
+        "notes": list(decoded.notes),
+    }
+    return Result(
+        work,
+        Finding("ok", output, seconds=time.monotonic() - began),
+        objects,
+        intents,
+        Identified(
+            digest=original.digest,
+            size=original.size,
+            mtime_ns=original.stat.mtime_ns,
+            mime=decoded.mime,
+            stored_key=stored_key,
+            exif=decoded.exif,
+            taken_at=decoded.taken_at,
+            phash=decoded.phash,
+            parts=(Part(0, "still", decoded.image_digest, decoded.width, decoded.height),),
+        ),
+        (decoded.proxy,),
+    )
+
+
+def _known(work: Work, digest: str, context: StageContext) -> bool:
+    """Whether these bytes were read before, under the wanted recipe and with a kept copy where one is wanted."""
+    if work.recipe is None or context.policy.originals == "copy":
+        return False
+    key = FeatureKey(digest, 0, "raw_media", work.recipe.digest)
+    with context.services.catalog.read() as conn:
+        record = features.records(conn, [key]).get(key)
+    return record is not None and record.status == "ok"
+
+
+def _limits_of(finding: Finding, services: Services) -> dict[str, float] | None:
+    names = {"too_many_pixels": "max_pixels", "too_many_frames": "max_frames"}
+    name = names.get(finding.code or "")
+    return {name: services.limits()[name]} if name else None
+
+
+def _keep(
+    original: Original, context: StageContext, objects: list[tuple[str, StoredObject]], intents: list[int]
+) -> str | None:
+    """Copy the bytes into the store when the source's policy says so."""
+    if context.policy.originals != "copy":
+        return None
+    key = keys.original_key(original.digest)
+    with context.writer.writing([key]) as written, open(original.fd, "rb", closefd=False) as source:
+        source.seek(0)
+        stored = written.put_file(key, source)
+        intents.extend(written.intent_ids)
+    objects.append(("original", stored))
+    return key
+
+
+def _write_proxy(work: Work, decoded: Decoded, context: StageContext) -> tuple[StoredObject, list[int]]:
+    if work.recipe is None:
+        raise ValueError("raw_media is always wanted")
+    key = keys.derived_key("raw_media", decoded.image_digest, 0, work.recipe.digest, "jpg")
+    stored, ids = context.publish(key, decoded.proxy)
+    _verify(context, stored)
+    return stored, ids
+
+
+def _verify(context: StageContext, stored: StoredObject) -> None:
+    entry = context.services.store.head(stored.key)
+    if entry is None or entry.size != stored.size:
+        raise Failed("not_verified", "A proxy is not in the store after it was written.")

@@ -1,0 +1,140 @@
+"""Running batches in this process, without a daemon: what `mirror-realm ingest` does.
+
+What belongs here: one source's pending batches through Dagster's own jobs, so that the UI shows these runs like all
+others. What does not: forming batches (`ingest.batching`) and deciding what is missing (the ledger). A batch's lease
+keeps it from being run twice; pools do not bind runs in a process of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from mirror_realm_assets.catalog import batches, index, sources
+from mirror_realm_assets.catalog.batches import PendingBatch
+from mirror_realm_assets.definitions import build_defs
+from mirror_realm_assets.pipeline import standard_stages
+from mirror_realm_assets.sensors.lanes import run_tags
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.stage import Lane, Stage, lane_features
+
+_JOBS: dict[Lane, str] = {"search": "media_batch_job", "enhance": "enhance_job"}
+# Dagster's log of a run belongs into its event log, not between the lines of a progress.
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+_MAX_RUNTIME = 7 * 24 * 3600
+# A batch whose run makes no headway is left to the next call.
+_MAX_ROUNDS = 50
+
+
+@dataclass
+class Ran:
+    """What was run: batches by lane, and errors of runs that failed."""
+
+    batches: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def run_source(
+    settings: Settings, services: Services, instance: dg.DagsterInstance, name: str, say: Callable[[str], None]
+) -> Ran:
+    """Run everything pending of a source: the search lane, the index, the enhancement lane.
+
+    Args:
+        settings: of this process.
+        services: catalog, store, models.
+        instance: where the runs are recorded.
+        name: of the source.
+        say: told about each step.
+    """
+    definitions = build_defs()
+    stages = standard_stages(settings)
+    ran = Ran()
+    _run_lane(services, instance, definitions, stages, name, "search", ran)
+    _run_index(settings, services, instance, definitions, stages, name, ran, say)
+    services.let_go("embedder/")  # the next lane has its own model
+    _run_lane(services, instance, definitions, stages, name, "enhance", ran)
+    return ran
+
+
+def _run_lane(
+    services: Services,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    stages: Sequence[Stage],
+    name: str,
+    lane: Lane,
+    ran: Ran,
+) -> None:
+    job = definitions.resolve_job_def(_JOBS[lane])
+    failed: set[str] = set()
+    for _round in range(_MAX_ROUNDS):
+        todo = [batch for batch in _pending(services, stages, name, lane) if batch.key not in failed]
+        if not todo:
+            return
+        for batch in todo:
+            instance.add_dynamic_partitions("media_batch", [batch.key])
+            result = job.execute_in_process(
+                partition_key=batch.key,
+                instance=instance,
+                run_config=_QUIET,
+                tags=run_tags(name, lane, "cli", batch.priority, _MAX_RUNTIME),
+                raise_on_error=False,
+            )
+            ran.batches.append(batch.key)
+            if not result.success:
+                failed.add(batch.key)
+                ran.errors.append(_error_of(result))
+
+
+def _pending(services: Services, stages: Sequence[Stage], name: str, lane: Lane) -> list[PendingBatch]:
+    after = lane_features(stages, "search") if lane == "enhance" else ()
+    with services.catalog.read() as conn:
+        source = sources.get(conn, name)
+        found = batches.pending(conn, lane, lane_features(stages, lane), after=after, source_id=source.id)
+    return [batch for batch in found if not batch.leased and batch.not_before is None]
+
+
+def _run_index(
+    settings: Settings,
+    services: Services,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    stages: Sequence[Stage],
+    name: str,
+    ran: Ran,
+    say: Callable[[str], None],
+) -> None:
+    recipe_of = next(stage for stage in stages if stage.feature == "embeddings").recipe
+    with services.catalog.read() as conn:
+        source = sources.get(conn, name)
+        recipe = recipe_of(source.policy)
+        pending = index.count_pending(conn, source.id, recipe.digest) if recipe else 0
+        stale = index.count_stale(conn, source.id, recipe.digest) if recipe else 0
+    if not pending and not stale:
+        return
+    say(f"Indexing {pending} new embeddings.")
+    instance.add_dynamic_partitions("data_source", [name])
+    result = definitions.resolve_job_def("index_job").execute_in_process(
+        partition_key=name,
+        instance=instance,
+        run_config=_QUIET,
+        tags={"mirror-realm/source": name, "mirror-realm/lane": "index", "mirror-realm/by": "cli"},
+        raise_on_error=False,
+    )
+    if not result.success:
+        ran.errors.append(_error_of(result))
+
+
+def _error_of(result: dg.ExecuteInProcessResult) -> str:
+    """The innermost error of a failed run, in one line."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            if error is not None:
+                return error.message.strip()
+    return "The run failed; its log is in the Dagster UI."

@@ -1,0 +1,84 @@
+"""The index sensor: sources with embeddings that their published index does not contain get an index run.
+
+Pending is a set difference asked of the ledger, never a watermark, a count or a generation: those lose an update that
+lands while a run is active. A request has no run key: a failed run would spend it, and the update would be lost. A
+storm of failing runs is prevented by counting each request as a failure until the run publishes.
+"""
+
+import dagster as dg
+
+from mirror_realm_assets.assets.factory import StageList
+from mirror_realm_assets.catalog import index, sources
+from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.jobs import AssetJob
+from mirror_realm_assets.partitions import data_source
+from mirror_realm_assets.resources.library import LibraryResource
+from mirror_realm_assets.sensors.lanes import active_partitions
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.services import Services
+
+_RUNTIME_SECONDS = 3600
+
+
+def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
+    """Requests the index runs."""
+
+    @dg.sensor(
+        name="index_sensor",
+        job=job,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Requests an index run for every source with embeddings that are not in its index yet.",
+    )
+    def _sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SensorResult | dg.SkipReason:
+        services, settings = library.services, library.settings
+        due, waiting = due_sources(services, settings, stages)
+        if due:
+            active = active_partitions(context.instance, job.name)
+            due = [source for source in due if source.name not in active]
+        if not due:
+            return dg.SkipReason("; ".join(waiting) or "Every embedding is indexed.")
+        with services.catalog.write() as conn:
+            for source in due:
+                sources.index_failed(conn, source.id, "The last index run has not published yet.")
+        new = [s.name for s in due if not context.instance.has_dynamic_partition("data_source", s.name)]
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(
+                    partition_key=source.name,
+                    tags={
+                        "mirror-realm/source": source.name,
+                        "mirror-realm/lane": "index",
+                        "mirror-realm/by": "sensor",
+                        "dagster/priority": "10",  # short, and what people search in
+                        "dagster/max_runtime": str(_RUNTIME_SECONDS),
+                    },
+                )
+                for source in due
+            ],
+            dynamic_partitions_requests=[data_source.build_add_request(new)] if new else [],
+        )
+
+    return _sensor
+
+
+def due_sources(services: Services, settings: Settings, stages: StageList) -> tuple[list[Source], list[str]]:
+    """Sources whose index lacks something and whose back-off is over; and words about those that wait."""
+    embeddings = next(stage for stage in stages(settings) if stage.feature == "embeddings")
+    due: list[Source] = []
+    waiting: list[str] = []
+    with services.catalog.read() as conn:
+        at = now(conn)
+        for source in sources.all_sources(conn):
+            recipe = embeddings.recipe(source.policy)
+            if recipe is None or not (
+                index.count_pending(conn, source.id, recipe.digest) or index.count_stale(conn, source.id, recipe.digest)
+            ):
+                continue
+            if source.index_next_at is not None and source.index_next_at > at:
+                seconds = (source.index_next_at - at).total_seconds()
+                waiting.append(f"{source.name} waits {seconds:.0f} s after {source.index_attempts} tries")
+                continue
+            due.append(source)
+    return due, waiting

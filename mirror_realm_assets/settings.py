@@ -1,0 +1,95 @@
+"""All settings, read from the environment in one place.
+
+What belongs here: every `MIRROR_REALM_*` variable with its default and its meaning. Nothing else in the package reads
+`os.environ` for configuration. What does not belong here: the policy of a single source (`catalog.policy`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_GIB = 1024**3
+
+
+def _default_home(data_home: Path | None) -> Path:
+    return (data_home or Path.home() / ".local" / "share") / "mirror-realm"
+
+
+class Settings(BaseSettings):
+    """Settings of one process; build it with `Settings()`, in tests with `Settings(home=...)`."""
+
+    model_config = SettingsConfigDict(env_prefix="MIRROR_REALM_", frozen=True, extra="ignore", populate_by_name=True)
+
+    xdg_data_home: Path | None = Field(default=None, validation_alias="XDG_DATA_HOME")
+    configured_home: Path | None = Field(
+        default=None, validation_alias=AliasChoices("MIRROR_REALM_HOME", "home"), description="Everything we keep."
+    )
+    configured_dagster_home: Path | None = Field(
+        default=None, validation_alias=AliasChoices("DAGSTER_HOME", "dagster_home"), description="Dagster's home."
+    )
+    env: Literal["local", "production"] = Field(default="local", description="Chooses launcher, executor and pools.")
+    configured_catalog_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("MIRROR_REALM_CATALOG_URL", "catalog_url")
+    )
+    configured_store_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("MIRROR_REALM_STORE_URL", "store_url")
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: int = Field(default=2, ge=1, description="Threads of one model; more than the cores slows everything.")
+
+    # Limits of one file. Raising one re-evaluates what it refused.
+    max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
+    max_pixels: int = Field(default=500_000_000, gt=0)
+    max_frames: int = Field(default=10_000, gt=0)
+    decode_seconds: float = Field(default=60.0, gt=0)
+    decode_memory_bytes: int = Field(default=6 * _GIB, gt=0)
+
+    proxy_long_side: int = Field(default=1440, ge=64, description="Long side of a proxy in pixels; never enlarged.")
+    low_space_bytes: int = Field(default=2 * _GIB, ge=0, description="Below this, enhancement stops, ingest goes on.")
+
+    # Batches and watching.
+    batch_items: int = Field(default=1000, ge=1)
+    batch_bytes: int = Field(default=4 * _GIB, ge=1)
+    batch_seconds: float = Field(default=300.0, gt=0, description="Estimated work of one batch of a backlog.")
+    batch_age_seconds: float = Field(default=1.0, ge=0, description="How long the first new file waits for others.")
+    watch_seconds: float = Field(default=1.0, gt=0, description="Pause between two polls of a watched folder.")
+    quiet_seconds: float = Field(default=2.0, ge=0, description="A file rests this long before it is taken.")
+    slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")
+
+    # Leases and heartbeats.
+    lease_seconds: float = Field(default=60.0, gt=0)
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+
+    host: str = Field(default="127.0.0.1", description="Where servers bind; loopback unless told otherwise.")
+    port: int = Field(default=3000, ge=1, le=65535)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def home(self) -> Path:
+        """Catalog, store, models and Dagster's home: `MIRROR_REALM_HOME`."""
+        return (self.configured_home or _default_home(self.xdg_data_home)).expanduser().absolute()
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own home: its configuration, runs and events."""
+        return (self.configured_dagster_home or self.home / "dagster").expanduser().absolute()
+
+    @property
+    def catalog_url(self) -> str:
+        """The catalog's database; SQLite in the home unless told otherwise."""
+        return self.configured_catalog_url or f"sqlite:///{self.home / 'catalog.sqlite'}"
+
+    @property
+    def store_url(self) -> str:
+        """The store's folder or `s3://bucket/prefix`."""
+        return self.configured_store_url or str(self.home / "store")
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted and verified weights, one safetensors file a model."""
+        return self.home / "models"

@@ -1,0 +1,76 @@
+"""What stages work with: settings, catalog, store, and models that are loaded once a process.
+
+What belongs here: holding things and letting them go. What does not: building any particular model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+from mirror_realm_assets.catalog import intents
+from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.store.interface import Store
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+class Services:
+    """The surroundings of a stage.
+
+    Args:
+        settings: of this process.
+        catalog: the ledger.
+        store: the store.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, store: Store) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.store = store
+        self._held: dict[str, _Closable] = {}
+
+    def held(self, key: str, make: Callable[[], T]) -> T:
+        """The thing called `key`, made at the first call and kept: a second batch in one process loads no model."""
+        if key not in self._held:
+            self._held[key] = make()
+        return cast(T, self._held[key])
+
+    def let_go(self, prefix: str = "") -> None:
+        """Close what is held under keys that start with `prefix`, so that its memory returns."""
+        for key in [key for key in self._held if key.startswith(prefix)]:
+            self._held.pop(key).close()
+
+    def limits(self) -> dict[str, float]:
+        """Today's limits of one file, by the names under which refusals record them."""
+        s = self.settings
+        return {"max_pixels": s.max_pixels, "max_frames": s.max_frames, "max_file_bytes": s.max_file_bytes}
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.let_go()
+        self.catalog.close()
+
+
+class CatalogIntents:
+    """The catalog's side of a store write: see `store.writing`."""
+
+    def __init__(self, catalog: Catalog, worker_id: str | None = None) -> None:
+        self._catalog = catalog
+        self._worker_id = worker_id
+
+    def begin(self, keys: Any) -> list[int]:
+        """Announce keys, in a transaction of their own."""
+        with self._catalog.write() as conn:
+            return intents.begin(conn, list(keys), self._worker_id)
+
+    def end(self, ids: Any) -> None:
+        """Give intents up, in a transaction of their own."""
+        with self._catalog.write() as conn:
+            intents.end(conn, ids)

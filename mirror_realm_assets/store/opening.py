@@ -1,0 +1,105 @@
+"""Opening a store: which form a URL means, and whether the store belongs to this catalog.
+
+What belongs here: `open_store` and the file `store.json`. What does not: objects. The file is made under the root's
+lock: of two processes that open a new store at once, one makes it and both use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import uuid
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.store.folders import FILE_MODE, LOCK, Root, Step, descend, locked
+from mirror_realm_assets.store.interface import Store
+from mirror_realm_assets.store.local import TEMPORARY, LocalStore, no_step
+
+LAYOUT = 1
+IDENTITY = "store.json"
+
+# What may stand in a folder that becomes a store: what a store that was begun left, and what a new file system has.
+_BEGINNINGS = frozenset({TEMPORARY, LOCK, "lost+found"})
+_MAX_IDENTITY_BYTES = 10_000
+
+
+def open_store(url: str, catalog_uuid: str, *, step: Step = no_step) -> Store:
+    """The store at `url`, made when there is none.
+
+    Args:
+        url: a folder, or `file:///folder`.
+        catalog_uuid: identity of the catalog whose objects it keeps.
+        step: called between any two steps of a write; for fault tests.
+
+    Raises:
+        SetupError: `store_mismatch` when it belongs to another catalog, has a layout that this version does not know,
+            or the folder holds other things; `invalid_argument` for a URL that we cannot open; `store_failed` when the
+            folder cannot be used.
+    """
+    path = _folder(url)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = Root.of(path)
+        return LocalStore(root, _identify(root, catalog_uuid, step), step=step)
+    except OSError as error:
+        raise SetupError("store_failed", f"The store {path} cannot be used: {error.strerror or error}.") from error
+
+
+def _folder(url: str) -> Path:
+    if "://" not in url:
+        return Path(url).expanduser().absolute()
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise SetupError("invalid_argument", f"A store cannot be opened by the URL scheme {parts.scheme}.")
+    return Path(unquote(parts.path)).absolute()
+
+
+def _identify(root: Root, catalog_uuid: str, step: Step) -> str:
+    """The store's id, from its identity file, which is made in a folder that is still empty."""
+    foreign = sorted({path.name for path in root.path.iterdir()} - _BEGINNINGS)
+    if IDENTITY not in foreign:
+        # Listed before the look at the file: what a faster opener wrote since then is not foreign.
+        if foreign and not (root.path / IDENTITY).exists():
+            raise SetupError("store_mismatch", f"{root.path} is not empty and no store: it contains {foreign[0]}.")
+        _make_identity(root, {"id": str(uuid.uuid4()), "catalog": catalog_uuid, "layout": LAYOUT}, step)
+    found = _read_identity(root)
+    if found.get("layout") != LAYOUT:
+        raise SetupError("store_mismatch", f"The store {root.path} has the unknown layout {found.get('layout')!r}.")
+    if found.get("catalog") != catalog_uuid:
+        raise SetupError("store_mismatch", f"The store {root.path} belongs to the catalog {found.get('catalog')}.")
+    return str(found["id"])
+
+
+def _make_identity(root: Root, identity: dict[str, str | int], step: Step) -> None:
+    draft = f"{secrets.token_hex(12)}.part"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with descend(root, [TEMPORARY], make=True, step=step) as (top, temporary), locked(top, alone=True):
+        step("lock taken")
+        if (root.path / IDENTITY).exists():
+            return  # another process made it while we waited, and its one counts
+        with os.fdopen(os.open(draft, flags, FILE_MODE, dir_fd=temporary), "w", encoding="utf-8") as file:
+            step("identity begun")
+            json.dump(identity, file)
+            file.flush()
+            os.fsync(file.fileno())
+        step("identity written")
+        os.rename(draft, IDENTITY, src_dir_fd=temporary, dst_dir_fd=top)
+        step("identity renamed")
+        os.fsync(top)
+
+
+def _read_identity(root: Root) -> dict[str, object]:
+    with descend(root, []) as (top,):
+        fd = os.open(IDENTITY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(_MAX_IDENTITY_BYTES)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+        raise SetupError("store_mismatch", f"The file {IDENTITY} in {root.path} is not one of ours.")
+    return found

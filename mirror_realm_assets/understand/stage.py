@@ -1,0 +1,124 @@
+"""The stage `embeddings`: one vector for each picture, from its proxy, kept in Parquet shards."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mirror_realm_assets.catalog.features import Finding
+from mirror_realm_assets.catalog.items import Work
+from mirror_realm_assets.catalog.policy import SourcePolicy
+from mirror_realm_assets.catalog.wants import Recipe
+from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.stages.context import StageContext
+from mirror_realm_assets.stages.flow import decode_proxy, read_ahead
+from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.stage import Result, Stage, finding_of
+from mirror_realm_assets.store import keys
+from mirror_realm_assets.weights.registry import spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mirror_realm_assets.understand.embedder import Embedder
+
+CODE_VERSION = "1"
+# A shard closes when it is this full or this old: big ones are cheap, but a vector is found only once it is published.
+_SHARD_ROWS = 512
+_SHARD_SECONDS = 2.0
+
+
+def embeddings_stage(proxy: str, precision: str) -> Stage:
+    """The stage.
+
+    Args:
+        proxy: version of the proxies it reads.
+        precision: the precision setting; it changes vectors a little, so it is part of the recipe.
+    """
+
+    def recipe(policy: SourcePolicy) -> Recipe:
+        model = spec(policy.embedder)
+        params = {"model": model.name, "precision": precision, "storage": "float16"}
+        return Recipe("embeddings", CODE_VERSION, params, model.weights_sha256, {"proxy": proxy})
+
+    return Stage(
+        name="embeddings",
+        description="One L2-normalised vector for each picture, from its proxy, kept in Parquet shards: what the "
+        "search indexes are built from.",
+        lane="search",
+        needs=("raw_media",),
+        recipe=recipe,
+        run=run,
+        resource="gpu",
+        pool="embed",
+        group="understanding",
+        kinds=frozenset({"pytorch", "parquet"}),
+    )
+
+
+def embedder(services: Services, name: str) -> Embedder:
+    """The embedding model called `name`, loaded once a process."""
+    from mirror_realm_assets.understand.embedder import load_embedder
+
+    s = services.settings
+    return services.held(
+        f"embedder/{name}",
+        lambda: load_embedder(name, s.models_dir, device=s.device, precision=s.precision, threads=s.threads),
+    )
+
+
+def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
+    """Read proxies ahead, embed, publish a shard, and only then report its rows; see `stages.stage.Run`."""
+    name = context.policy.embedder
+    model = embedder(context.services, name)
+    loaded = read_ahead(works, lambda work: decode_proxy(context.read_proxy(work)), cost=lambda _work: 6_000_000)
+    shard: list[tuple[Work, npt.NDArray[np.float32], float]] = []
+    opened = time.monotonic()
+    for work, image in loaded:
+        began = time.monotonic()
+        try:
+            if isinstance(image, Exception):
+                raise image
+            vector = model.embed([image])[0]
+        except Exception as error:
+            yield Result(work, finding_of(error))
+            continue
+        if not shard:
+            opened = began
+        shard.append((work, vector, time.monotonic() - began))
+        if len(shard) >= _SHARD_ROWS or time.monotonic() - opened >= _SHARD_SECONDS:
+            yield from _publish(shard, context, name)
+            shard = []
+    if shard:
+        yield from _publish(shard, context, name)
+
+
+def _publish(
+    shard: list[tuple[Work, npt.NDArray[np.float32], float]], context: StageContext, model: str
+) -> Iterator[Result]:
+    """Write one shard and report its rows; when it cannot be written, its pictures fail and nothing else."""
+    from mirror_realm_assets.store.shards import ShardRow, decode_shard, encode_shard
+
+    recipe = shard[0][0].recipe
+    if recipe is None:
+        raise ValueError("an unwanted embedding was computed")
+    try:
+        rows = [ShardRow(work.key.image_digest, work.subject.part, vector) for work, vector, _seconds in shard]
+        data = encode_shard(rows, model=model, recipe=recipe.digest)
+        key = keys.shard_key(hashlib.sha256(data).hexdigest())
+        stored, intents = context.publish(key, data)
+        # Success is recorded only after the output was read back.
+        if len(decode_shard(context.services.store.read(stored.key, stored.sha256)).parts) != len(shard):
+            raise Failed("not_verified", "A shard has not the rows that were written.")
+    except Exception as error:
+        for work, _vector, _seconds in shard:
+            yield Result(work, finding_of(error, default="store_failed"))
+        return
+    for row, (work, vector, seconds) in enumerate(shard):
+        output = {"shard": stored.key, "sha256": stored.sha256, "row": row, "dim": len(vector), "model": model}
+        # The intents end with the last row: if recording is cut before, the object stays protected.
+        last = row == len(shard) - 1
+        yield Result(work, Finding("ok", output, seconds=seconds), [("shard", stored)], intents if last else ())

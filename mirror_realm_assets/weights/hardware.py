@@ -1,0 +1,171 @@
+"""On which device and in which number format a network runs, and giving memory back afterwards.
+
+What belongs here: turning the settings `device` and `precision` into facts about this machine. What does not: the
+networks themselves. Shared by every package that runs one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceSetting = Literal["auto", "cpu", "cuda"]
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Instructions that multiply bf16 natively: there it is 2.1-2.3 times as fast as fp32 (x4plus, measured). Without them
+# it is emulated: ten times as slow as fp32 (x4plus on AVX2, measured).
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def choose_device(setting: DeviceSetting) -> Device:
+    """The device that a setting means on this machine.
+
+    Raises:
+        SetupError: `invalid_argument` when a GPU is demanded and torch sees none.
+    """
+    if setting == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if setting == "cuda":
+        raise SetupError(
+            "invalid_argument",
+            "The device is set to cuda, but no GPU is usable here.",
+            remedy="Set MIRROR_REALM_DEVICE to auto or cpu.",
+        )
+    return "cpu"
+
+
+def choose_precision(setting: PrecisionSetting, device: Device, flags: frozenset[str]) -> Precision:
+    """The number format that a setting means on a device.
+
+    `auto` is fp16 on a GPU (as Real-ESRGAN itself does), bf16 on a CPU that has it natively, and else fp32.
+
+    Args:
+        setting: what the user chose.
+        device: where the network runs.
+        flags: the CPU's capabilities, from `cpu_flags`.
+
+    Raises:
+        SetupError: `invalid_argument` for fp16 on a CPU, which torch emulates at a fraction of the speed of fp32.
+    """
+    if setting == "fp16" and device == "cpu":
+        raise SetupError(
+            "invalid_argument",
+            "The precision is set to fp16, which needs a GPU.",
+            remedy="Set MIRROR_REALM_PRECISION to auto, fp32 or bf16.",
+        )
+    if setting != "auto":
+        return setting
+    if device == "cuda":
+        return "fp16"
+    return "bf16" if flags & _BF16_FLAGS else "fp32"
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Capabilities of this machine's first CPU as Linux names them; empty where they cannot be read."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The torch type of a number format."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def free_memory(device: Device, *, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that may be allocated now: on the GPU, or in main memory within this container's limit.
+
+    Args:
+        device: whose memory.
+        meminfo: Linux's account of main memory.
+        cgroup: this process's control group (version 2); a limit there counts, because beyond it the kernel kills.
+    """
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    free = _meminfo_bytes(meminfo, "MemAvailable:")
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        # The kernel drops the cache of files that nobody reads any more before it kills; writing results fills it.
+        free = min(free, limit - used + _cached(cgroup / "memory.stat"))
+    return max(0, free)
+
+
+def _cached(memory_stat: Path) -> int:
+    for line in memory_stat.read_text(encoding="ascii").splitlines():
+        key, _, value = line.partition(" ")
+        if key == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _meminfo_bytes(meminfo: Path, key: str) -> int:
+    """An entry of /proc/meminfo in bytes; 2 GiB where there is none, which every supported machine has."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 2 * 1024**3
+
+
+def model_failure(error: Exception, subject: str) -> MirrorRealmError:
+    """The typed error of a failed forward pass: ours unchanged, else `out_of_memory` or `model_failed`.
+
+    torch reports a full GPU by type, a full main memory only by the text of a RuntimeError.
+
+    Args:
+        error: what the pass raised.
+        subject: what was being worked on, for people ("a tile of 512x512 pixels").
+    """
+    import torch
+
+    if isinstance(error, MirrorRealmError):
+        return error
+    text = str(error)
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if full or "allocate memory" in text or "not enough memory" in text:
+        return Failed("out_of_memory", f"Memory ran out in {subject}.")
+    return Failed("model_failed", f"The network failed in {subject}: {error}")
+
+
+def release_memory() -> None:
+    """Give memory of dropped networks back to the GPU and to the operating system.
+
+    Without the trim, glibc keeps the freed pages of a network and an idle process stays as large as it once was.
+    """
+    gc.collect()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,204 @@
+"""A real home for whole-way tests: installed, with weights, a watched folder, and `mirror-realm up` on demand.
+
+Programs are started from Python with default signal handlers and kept pids, never through a shell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_GONE_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """A port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RunningHome:
+    """One home with one watched folder `photos`, source `demo`.
+
+    Args:
+        base: an empty folder.
+        models: the folder of verified weights, copied by link.
+        options: of the source.
+        env: more environment variables.
+    """
+
+    def __init__(self, base: Path, models: Path, options: tuple[str, ...] = (), **env: str) -> None:
+        self.home = base / "home"
+        self.folder = base / "photos"
+        self.folder.mkdir(parents=True)
+        self.port = free_port()
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("MIRROR_REALM_", "DAGSTER_"))},
+            "MIRROR_REALM_HOME": str(self.home),
+            "OMP_NUM_THREADS": "2",
+            **env,
+        }
+        self.up_process: subprocess.Popen[bytes] | None = None
+        self.run("init")
+        for weights in models.glob("*.safetensors"):
+            os.link(weights, self.home / "models" / weights.name)
+        self.run("sources", "add", "demo", "--folder", str(self.folder), *[w for o in options for w in ("--option", o)])
+
+    def run(self, *words: str, check: bool = True, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run `mirror-realm WORDS`."""
+        command = [sys.executable, "-m", "mirror_realm_assets.cli", *words]
+        done = subprocess.run(
+            command,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if check:
+            assert done.returncode == 0, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def status(self) -> dict[str, Any]:
+        """Counts of the source `demo`."""
+        return json.loads(self.run("status", "--source", "demo", "--json").stdout)["sources"]["demo"]
+
+    def files(self) -> list[dict[str, Any]]:
+        """Every file as `files --json` shows it."""
+        return [json.loads(line) for line in self.run("files", "--json").stdout.splitlines()]
+
+    def search(self, picture: Path) -> list[dict[str, Any]]:
+        """Hits of `search --like`."""
+        return json.loads(self.run("search", "--like", str(picture), "--json").stdout)
+
+    def up(self) -> None:
+        """Start `mirror-realm up`."""
+        log = (self.home / "up.out").open("ab")
+        self.up_process = subprocess.Popen(
+            [sys.executable, "-m", "mirror_realm_assets.cli", "up", "--port", str(self.port)],
+            env=self.env,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def wait_for(self, done: Callable[[dict[str, Any]], bool], seconds: float, *, what: str) -> dict[str, Any]:
+        """Wait until the status satisfies `done`; fails with what the logs say."""
+        end = time.monotonic() + seconds
+        while True:
+            found = self.status()
+            if done(found):
+                return found
+            assert time.monotonic() < end, f"not within {seconds} s: {what}; last {found}\n{self.logs()}"
+            time.sleep(0.5)
+
+    def logs(self) -> str:
+        """The last lines of every log."""
+        names = [self.home / "up.out", *sorted((self.home / "logs").glob("*.log"))]
+        return "\n".join(f"--- {name}\n{_tail(name)}" for name in names if name.exists())
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that works for this home, found by its environment."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("MIRROR_REALM_HOME") == str(self.home) and process.pid != os.getpid():
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return mine
+
+    def find(self, *words: str) -> list[psutil.Process]:
+        """Processes of this home whose command line holds all these words."""
+        found = []
+        for process in self.processes():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if all(word in line for word in words):
+                found.append(process)
+        return found
+
+    def kill_everything(self) -> None:
+        """kill -9 of the whole process tree at once, as a power cut."""
+        for process in self.processes():
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.Error:
+                continue
+        self._wait_gone()
+
+    def stop(self) -> int | None:
+        """Ctrl-C; returns the exit code of `up`."""
+        code = None
+        if self.up_process is not None:
+            if self.up_process.poll() is None:
+                self.up_process.send_signal(signal.SIGINT)
+            code = self.up_process.wait(_GONE_SECONDS)
+            self.up_process = None
+        self._wait_gone()
+        return code
+
+    def close(self) -> None:
+        """Leave nothing running, whatever happened."""
+        for process in self.processes():
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        if self.up_process is not None:
+            self.up_process.wait(_GONE_SECONDS)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _wait_gone(self) -> None:
+        if self.up_process is not None and self.up_process.poll() is not None:
+            self.up_process = None
+        end = time.monotonic() + _GONE_SECONDS
+        while self.processes():
+            assert time.monotonic() < end, f"still running: {[p.cmdline() for p in self.processes()]}"
+            time.sleep(0.2)
+
+    def dagster_runs(self) -> list[tuple[str, str, str]]:
+        """Job, status and partition of every run of the instance."""
+        code = (
+            "import dagster as dg, json\n"
+            "with dg.DagsterInstance.get() as i:\n"
+            "    print(json.dumps([[r.dagster_run.job_name, r.dagster_run.status.value,"
+            " r.dagster_run.tags.get('dagster/partition','')] for r in i.get_run_records()]))\n"
+        )
+        env = {**self.env, "DAGSTER_HOME": str(self.home / "dagster")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
+        )
+        return [(row[0], row[1], row[2]) for row in json.loads(done.stdout)]
+
+
+def _tail(path: Path, lines: int = 40) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def all_ok(count: int, *features: str) -> Callable[[dict[str, Any]], bool]:
+    """True when `count` files are ok in each of these features and nothing is pending or running in them."""
+
+    def done(found: dict[str, Any]) -> bool:
+        return all(
+            found["features"][f]["ok"] == count
+            and not found["features"][f]["pending"] + found["features"][f]["running"]
+            for f in features
+        )
+
+    return done

@@ -1,0 +1,80 @@
+"""Choosing device and number format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mirror_realm_assets.errors import Failed, SetupError
+from mirror_realm_assets.weights.hardware import (
+    Device,
+    Precision,
+    PrecisionSetting,
+    choose_device,
+    choose_precision,
+    cpu_flags,
+    free_memory,
+    model_failure,
+)
+
+NATIVE = frozenset({"avx2", "avx512_bf16"})
+EMULATED = frozenset({"avx2", "avx512f"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "flags", "expected"),
+    [
+        ("auto", "cpu", NATIVE, "bf16"),
+        ("auto", "cpu", frozenset({"amx_bf16"}), "bf16"),
+        ("auto", "cpu", EMULATED, "fp32"),
+        ("auto", "cuda", EMULATED, "fp16"),
+        ("fp32", "cpu", NATIVE, "fp32"),
+        ("bf16", "cpu", EMULATED, "bf16"),
+        ("fp32", "cuda", NATIVE, "fp32"),
+    ],
+)
+def test_precision_follows_the_setting_then_the_machine(
+    setting: PrecisionSetting, device: Device, flags: frozenset[str], expected: Precision
+) -> None:
+    assert choose_precision(setting, device, flags) == expected
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(SetupError, match="GPU"):
+        choose_precision("fp16", "cpu", NATIVE)
+
+
+def test_a_demanded_gpu_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(SetupError, match="MIRROR_REALM_DEVICE"):
+        choose_device("cuda")
+
+
+def test_the_flags_of_the_first_cpu_are_read(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert cpu_flags(cpuinfo) == {"fpu", "avx512_bf16"}
+    assert cpu_flags(tmp_path / "absent") == frozenset()
+
+
+def test_free_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable: 3000 kB\n")
+    assert free_memory("cpu", meminfo=meminfo, cgroup=tmp_path) == 3000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
+    assert free_memory("cpu", meminfo=meminfo, cgroup=tmp_path) == 3000 * 1024
+    (tmp_path / "memory.max").write_text("1500000\n")
+    assert free_memory("cpu", meminfo=meminfo, cgroup=tmp_path) == 600_000
+
+
+def test_a_full_memory_is_told_from_other_failures() -> None:
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+    assert model_failure(full, "a tile").code == "out_of_memory"
+    assert model_failure(MemoryError(), "a tile").code == "out_of_memory"
+    assert model_failure(RuntimeError("shapes differ"), "a tile").code == "model_failed"
+    ours = Failed("cancelled", "Stop.")
+    assert model_failure(ours, "a tile") is ours
