@@ -102,22 +102,20 @@ def _software(_settings: Settings) -> list[Finding]:
     wrong = "" if sys.version_info[:2] == (3, 11) else "Use Python 3.11; the pinned packages need it."
     python = _rate("python", f"Python {platform.python_version()}", fail=wrong)
     pins = [line.split("==") for line in metadata.requires("mirror-realm") or [] if "==" in line and ";" not in line]
-    missing, other = [], []
-    for name, pinned in pins:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        if version.partition("+")[0] != pinned:  # after "+" stands the build, as in 2.14.1+cpu
-            other.append(f"{name} {version} (pinned: {pinned})")
+    versions = {name: _version(name) for name, _ in pins}
+    missing = [name for name, version in versions.items() if version is None]
     if missing:
         return [python, _rate("packages", f"Not installed: {', '.join(missing)}", fail="Install the package again.")]
-    found = f"dagster {metadata.version('dagster')}, torch {metadata.version('torch')}"
-    if other:
-        remedy = "Install the pinned versions: results depend on them."
-        return [python, _rate("packages", f"{found}; {', '.join(other)}", warn=remedy)]
-    return [python, _rate("packages", found)]
+    other = [f"{name} {versions[name]} (pinned: {pinned})" for name, pinned in pins if versions[name] != pinned]
+    found = "; ".join([f"dagster {_version('dagster')}, torch {_version('torch')}", *other])
+    return [python, _rate("packages", found, warn="Install the pinned versions." if other else "")]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package).partition("+")[0]  # after "+" stands the build, as in 2.14.1+cpu
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _expected_device(settings: Settings) -> Device:
@@ -194,9 +192,10 @@ def _ledger(settings: Settings) -> list[Finding]:
         if isinstance(error, SetupError) and error.code != "catalog_failed":
             raise
         where = catalog.url.render_as_string()
-        found_text = clean_reason(f"{where} cannot be read: {error.__cause__ or error}")
+        cause = error.__cause__ or error
+        text = clean_reason(f"{where} cannot be read: {getattr(cause, 'orig', None) or cause}")
         remedy = "Start the database, correct MIRROR_REALM_CATALOG_URL, or restore the catalog from a backup."
-        return [_rate("catalog", found_text, fail=remedy)]
+        return [_rate("catalog", text, fail=remedy)]
     finally:
         catalog.close()
 

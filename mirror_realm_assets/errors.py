@@ -194,8 +194,14 @@ _MAX_REASON = 300
 
 
 def clean_reason(text: str) -> str:
-    """`text` as one line of at most 300 characters without control characters and object addresses."""
-    return _CONTROL.sub(" ", _NOISE.sub("", text)).strip()[:_MAX_REASON]
+    """`text` as one line of at most 300 characters without control characters and object addresses.
+
+    Bytes of a name that are no UTF-8 become escapes: no database takes half a surrogate pair.
+    """
+    line = _CONTROL.sub(" ", text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    while (shorter := _NOISE.sub("", line)) != line:  # taking one address out can make another
+        line = shorter
+    return line.strip()[:_MAX_REASON].strip()
 
 
 class MirrorRealmError(Exception):
@@ -242,7 +248,11 @@ class LeaseLost(MirrorRealmError):
         super().__init__(code, message, remedy=remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return LeaseLost, (self.message,)
+        return _rebuild_lease_lost, (self.message, self.code, self.remedy)
+
+
+def _rebuild_lease_lost(message: str, code: str, remedy: str) -> LeaseLost:
+    return LeaseLost(message, code=code, remedy=remedy)
 
 
 class SystemicFailure(MirrorRealmError):

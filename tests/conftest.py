@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from lab import Lab
 from postgres import Server
 
 from mirror_realm_assets.catalog.engine import Catalog
@@ -44,6 +46,10 @@ def photos() -> dict[str, npt.NDArray[np.uint8]]:
         pictures[name] = np.asarray(crop.resize((96, 96), Image.Resampling.LANCZOS))
     return pictures
 
+
+# An example that waits for a busy machine is not a slow one.
+settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy-machine")
 
 # --- Catalogs: every test that asks for `catalog` runs on SQLite and on PostgreSQL. ---
 
@@ -124,5 +130,16 @@ def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
 def catalog(catalog_url: str) -> Iterator[Catalog]:
     """A fresh migrated catalog, once on each database."""
     opened = Catalog(catalog_url)
+    yield opened
+    opened.close()
+
+
+# --- A small library for tests of stages, assets and sensors. ---
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A home with one source `demo`, on SQLite and a local store, without weights."""
+    opened = Lab(tmp_path / "home", tmp_path / "photos")
     yield opened
     opened.close()

@@ -40,11 +40,13 @@ class Catalog:
         if self.url.drivername in ("postgresql", "postgres"):
             # SQLAlchemy 2.1 would take psycopg 3 here, which is not what dagster-postgres brings.
             self.url = self.url.set(drivername="postgresql+psycopg2")
-        self.engine = sa.create_engine(
-            self.url,
-            pool_pre_ping=self.url.get_backend_name() == "postgresql",
-            connect_args={"timeout": _BUSY_SECONDS} if self.is_sqlite else {},
-        )
+        options: dict[str, Any]
+        if self.is_sqlite:
+            options = {"connect_args": {"timeout": _BUSY_SECONDS}}
+        else:
+            # The mode sends many updates in one round trip: a drain changes thousands of rows.
+            options = {"pool_pre_ping": True, "executemany_mode": "values_plus_batch"}
+        self.engine = sa.create_engine(self.url, **options)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)

@@ -34,7 +34,7 @@ class Subject:
     Attributes:
         location_id, root, path: the place (raw bytes), None for an item of a media without one.
         media_id, digest, mime: the content, None while it is unread.
-        size: bytes as last seen.
+        size, mtime_ns: of the place as the ledger last saw it, else of the content.
         part, kind, image_digest, width, height: the part, None while it is unread.
     """
 
@@ -46,6 +46,7 @@ class Subject:
     mime: str | None
     size: int
     part: int = 0
+    mtime_ns: int = 0
     kind: str | None = None
     image_digest: str | None = None
     width: int = 0
@@ -214,6 +215,7 @@ def _open_rows(batch_id: int) -> sa.Select[Any]:
             loc.c.id.label("location_id"),
             loc.c.path,
             loc.c.size.label("location_size"),
+            loc.c.mtime_ns.label("location_mtime_ns"),
             loc.c.state.label("location_state"),
             loc.c.code.label("location_code"),
             loc.c.attempts.label("location_attempts"),
@@ -253,7 +255,16 @@ def _open_rows(batch_id: int) -> sa.Select[Any]:
 def _subject(row: sa.RowMapping, source: Source) -> Subject:
     path = bytes(row["path"]) if row["path"] is not None else None
     if row["location_id"] is not None and not row["identified"]:
-        return Subject(row["location_id"], source.root, path, None, None, None, row["location_size"])
+        return Subject(
+            row["location_id"],
+            source.root,
+            path,
+            None,
+            None,
+            None,
+            row["location_size"],
+            mtime_ns=row["location_mtime_ns"],
+        )
     return Subject(
         location_id=row["location_id"],
         root=source.root,
@@ -261,7 +272,8 @@ def _subject(row: sa.RowMapping, source: Source) -> Subject:
         media_id=row["media_id"],
         digest=row["digest"],
         mime=row["mime"],
-        size=row["content_size"] or row["location_size"] or 0,
+        size=row["location_size"] or row["content_size"] or 0,
+        mtime_ns=row["location_mtime_ns"] or 0,
         part=row["part"] or 0,
         kind=row["kind"],
         image_digest=row["image_digest"],

@@ -18,7 +18,7 @@ from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import FeatureKey
 from mirror_realm_assets.catalog.items import RAW
 from mirror_realm_assets.catalog.sources import Source
-from mirror_realm_assets.catalog.wants import PartFacts, Rule, State, judge, wanted
+from mirror_realm_assets.catalog.wants import PartFacts, Rule, State, Verdict, Want, judge, wanted
 from mirror_realm_assets.errors import REASONS
 
 _PAGE = 500
@@ -116,12 +116,12 @@ def _media_rows(
 ) -> Iterator[FileRow]:
     places: dict[int, list[tuple[bytes, str]]] = {}
     loc = t.locations.c
-    for row in conn.execute(
+    for place in conn.execute(
         sa.select(loc.media_id, loc.path, loc.state)
         .where(loc.media_id.in_(ids), ~files.unidentified())
         .order_by(loc.path)
     ):
-        places.setdefault(row[0], []).append((bytes(row[1]), row[2]))
+        places.setdefault(place[0], []).append((bytes(place[1]), place[2]))
     rows = (
         conn.execute(
             sa.select(
@@ -145,44 +145,29 @@ def _media_rows(
         .all()
     )
     running = _running(conn, ids)
-    outputs: dict[FeatureKey, sa.RowMapping] = _outputs(
-        conn, [d for row in rows for d in (row["digest"], row["image_digest"]) if d]
-    )
+    outputs = _outputs(conn, [d for row in rows for d in (row["digest"], row["image_digest"]) if d])
     at = now(conn)
     for row in rows:
-        here = places.get(row["id"])
-        if not here:
+        if row["id"] not in places:
             continue
         facts = PartFacts(row["width"], row["height"], row["kind"]) if row["kind"] else None
         wants = wanted(rules, source.policy, facts)
-        keys = {
-            f: FeatureKey(d, 0 if f == RAW else row["part"] or 0, f, want.recipe.digest)
-            for f, want in wants.items()
-            if want.recipe and (d := row["digest"] if f == RAW else row["image_digest"])
-        }
+        keys = _keys(row, wants)
         records = feature_rows.records(conn, keys.values())
         verdicts = judge(wants, {f: records[k] for f, k in keys.items() if k in records}, at, limits)
-        described: dict[str, dict[str, Any]] = {}
-        for feature, verdict in verdicts.items():
-            stored: sa.RowMapping | None = outputs.get(keys[feature]) if feature in keys else None
-            status = verdict.outcome if verdict.final and verdict.outcome else "pending"
-            if verdict.state is State.PENDING and (row["id"], feature) in running:
-                status = "running"
-            described[feature] = {
-                "status": status,
-                "reason": wants[feature].reason or (stored["reason"] if stored else None),
-                "code": stored["code"] if stored else verdict.code,
-                "attempts": stored["attempts"] if stored else 0,
-                "output": stored["output"] if stored else None,
-                "recipe": keys[feature].recipe if feature in keys else None,
-            }
-        states = [state for _path, state in here]
+        described = {
+            feature: _described(
+                verdict, wants[feature], keys.get(feature), outputs, is_running=(row["id"], feature) in running
+            )
+            for feature, verdict in verdicts.items()
+        }
+        states = [state for _path, state in places[row["id"]]]
         yield FileRow(
             media=row["uuid"],
             digest=row["digest"],
             part=row["part"] or 0,
             source=source.name,
-            paths=[path for path, _state in here],
+            paths=[path for path, _state in places[row["id"]]],
             location_state="present" if "present" in states else states[0],
             reason=described[RAW]["reason"],
             mime=row["mime"],
@@ -191,6 +176,36 @@ def _media_rows(
             height=row["height"],
             features=described,
         )
+
+
+def _keys(row: sa.RowMapping, wants: Mapping[str, Want]) -> dict[str, FeatureKey]:
+    found: dict[str, FeatureKey] = {}
+    for feature, want in wants.items():
+        digest = row["digest"] if feature == RAW else row["image_digest"]
+        if want.recipe and digest:
+            part = 0 if feature == RAW else row["part"] or 0
+            found[feature] = FeatureKey(digest, part, feature, want.recipe.digest)
+    return found
+
+
+def _described(
+    verdict: Verdict,
+    want: Want,
+    key: FeatureKey | None,
+    outputs: Mapping[FeatureKey, sa.RowMapping],
+    *,
+    is_running: bool,
+) -> dict[str, Any]:
+    """One feature of one part as `files --json` shows it."""
+    stored = outputs.get(key) if key is not None else None
+    status = verdict.outcome if verdict.final and verdict.outcome else "pending"
+    found = _feature("running" if is_running and verdict.state is State.PENDING else status, want.reason)
+    found["code"] = verdict.code
+    found["recipe"] = key.recipe if key is not None else None
+    if stored is not None:
+        found["reason"] = want.reason or stored["reason"]
+        found.update({name: stored[name] for name in ("code", "attempts", "output")})
+    return found
 
 
 def _outputs(conn: sa.Connection, digests: Sequence[str]) -> dict[FeatureKey, sa.RowMapping]:

@@ -46,29 +46,36 @@ class Identified:
     parts: Sequence[Part] = field(default_factory=tuple)
 
 
-def record(conn: sa.Connection, location_id: int, found: Identified) -> int:
-    """Attach a location to the media that its bytes are; returns the media's id."""
+def record(conn: sa.Connection, location_id: int, found: Identified, *, seen: tuple[int, int] | None = None) -> int:
+    """Attach a location to the media that its bytes are; returns the media's id.
+
+    Args:
+        conn: a connection of `Catalog.write`.
+        location_id: the location.
+        found: what its bytes are.
+        seen: size and mtime that the ledger had when it was read. If the ledger has others by now, a newer change was
+            drained meanwhile, and that stays visible as work; else the stat of the reading is the newest there is.
+    """
     serialise_places(conn)
     content_id = _content(conn, found)
     location = conn.execute(sa.select(t.locations).where(t.locations.c.id == location_id)).mappings().one()
     media_id = _media_for(conn, location, content_id)
-    conn.execute(
-        t.locations.update()
-        .where(t.locations.c.id == location_id)
-        .values(
-            media_id=media_id,
+    values: dict[str, Any] = {
+        "media_id": media_id,
+        "identified_size": found.size,
+        "identified_mtime_ns": found.mtime_ns,
+    }
+    if seen is None or seen == (location["size"], location["mtime_ns"]):
+        values.update(
             state="present",
             code=None,
             reason=None,
             attempts=0,
             next_attempt_at=None,
-            # The stat that belongs to these bytes; it is fresher than the scan's.
             size=found.size,
             mtime_ns=found.mtime_ns,
-            identified_size=found.size,
-            identified_mtime_ns=found.mtime_ns,
         )
-    )
+    conn.execute(t.locations.update().where(t.locations.c.id == location_id).values(**values))
     return media_id
 
 

@@ -128,7 +128,7 @@ def _raw(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:
         .where(t.locations.c.source_id == source.id, t.locations.c.state == "present", ~files.unidentified())
         .group_by(t.features.c.status, t.features.c.next_attempt_at.is_not(None))
     )
-    return _by_status(rows.tuples())
+    return _by_status(rows)
 
 
 def _parts(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:

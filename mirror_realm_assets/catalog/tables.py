@@ -37,7 +37,7 @@ class Utc(TypeDecorator[datetime]):
 
 
 BigInt = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up only INTEGER primary keys
-Json = sa.JSON().with_variant(JSONB(), "postgresql")
+Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 # Named constraints, because Alembic can only change what has a name.
 metadata = sa.MetaData(
@@ -153,10 +153,11 @@ media = sa.Table(
     _id(),
     sa.Column("uuid", sa.String(36), nullable=False, unique=True),
     _ref("project_id", "projects", index=False),
-    _ref("source_id", "sources"),
+    _ref("source_id", "sources", index=False),
     _ref("owner_id", "users", index=False),
     _ref("content_id", "contents"),  # of the current version
     _time("created_at", null=False),
+    sa.UniqueConstraint("source_id", "content_id"),  # the same bytes in one source are one media
 )
 
 media_versions = sa.Table(

@@ -97,9 +97,10 @@ def _print(found: list[tuple[ModelSpec, str]], as_json: bool) -> None:
         for model, state in found:
             emit(_as_json(model, state))
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "for", "licence", "size", "state", "digest")
+    titles = ("name", "for", "licence", "size", "state", "digest")
+    table = Table(*(Column(title, overflow="fold") for title in titles))
     for model, state in found:
         size = human_bytes(model.bytes)
         table.add_row(model.name, model.purpose, safe(model.licence), size, state, model.weights_sha256[:12])

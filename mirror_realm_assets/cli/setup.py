@@ -110,7 +110,7 @@ def _create_dagster_instance(settings: Settings) -> None:
 @json_option
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """What is installed, found and missing, and how to mend it; exit code 1 if something keeps work from being done."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mirror_realm_assets.doctor import examine
 
@@ -119,7 +119,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         emit({"ok": not failed, "checks": [asdict(finding) for finding in found]})
     else:
-        table = Table("check", "", "found", "remedy")
+        table = Table(*(Column(title, overflow="fold") for title in ("check", "", "found", "remedy")))
         for finding in found:
             level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
             table.add_row(safe(finding.name), level, safe(finding.found), safe(finding.remedy))

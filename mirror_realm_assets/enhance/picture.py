@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mirror_realm_assets.enhance.codec import PictureFormat, encode, probe
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
+from mirror_realm_assets.enhance.networks import Picture
 from mirror_realm_assets.enhance.tiling import Tile
 from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.errors import MirrorRealmError, SetupError, as_error
@@ -30,14 +32,10 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.weights.hardware import PrecisionSetting
 from mirror_realm_assets.weights.registry import spec
 
-if TYPE_CHECKING:
-    from mirror_realm_assets.enhance.networks import Picture
-
 MAX_OUTSCALE = 8.0
 FORMATS: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 """The format that a result's suffix asks for."""
 
-_LONGEST_NAME = 120
 # What file systems without hard links (FAT, some network drives) answer to the attempt.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 
@@ -151,9 +149,8 @@ class _Watched(Upscaler):
         def another_is_done() -> None:
             nonlocal done
             done += 1
-            so_far = time.monotonic() - began
-            left = so_far * sum(pixels[done:]) / sum(pixels[:done])
-            self.on_progress(Progress(done, len(tiles), left))
+            left = sum(pixels[done:]) / sum(pixels[:done])
+            self.on_progress(Progress(done, len(tiles), left * (time.monotonic() - began)))
             between_tiles()
 
         result = super()._assemble(image, tiles, another_is_done)
@@ -181,17 +178,20 @@ def _naming(source: Path) -> Iterator[None]:
     try:
         yield
     except MirrorRealmError as error:
-        remedy = error.remedy
-        if error.code == "changed_while_reading":
-            remedy = "Try again when the program that writes it has ended."
-        name = str(source)[-_LONGEST_NAME:]
+        later = "Try again when the program that writes it has ended."
+        remedy = later if error.code == "changed_while_reading" else error.remedy
+        name = str(source)[-120:]  # leaves room for what is wrong
         raise type(error)(error.code, f"{name}: {error.message}", remedy=remedy) from error
 
 
 def _require_target(source: Path, target: Path, force: bool) -> PictureFormat:
     """The result's format, having made sure of everything that would make hours of work vain."""
-    if not _exists(source):
-        raise SetupError("not_found", f"There is no file {source}.", remedy="Check the path of the picture.")
+    try:
+        source.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SetupError("not_found", f"There is no file {source}.", remedy="Check its path.") from error
+    except OSError:
+        pass  # something is there; reading it says what is wrong
     file_format = FORMATS.get(target.suffix.lower())
     if file_format is None:
         raise SetupError(
@@ -233,8 +233,6 @@ def _require_free(source: Path, target: Path, force: bool) -> None:
 
 
 def _require_fit(file_format: PictureFormat, width: int, height: int, outscale: float) -> None:
-    import numpy as np
-
     longest = max(1, round(max(width, height) * outscale))
     if file_format == "png":
         return
@@ -285,16 +283,6 @@ def _draft(target: Path) -> Path:
 def _create(path: Path) -> int:
     # The mode that any program of the user would give it: the umask decides.
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True  # something is there; reading it says what is wrong
-    return True
 
 
 def _unwritable(target: Path, error: OSError) -> SetupError:

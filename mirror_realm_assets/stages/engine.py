@@ -219,7 +219,8 @@ class _Run:
         """Record findings in one transaction, under the lease."""
         with self.catalog.write() as conn:
             leases.check(conn, self.context.lease)
-            for result in results:
+            # In one order everywhere: two batches with the same pictures must not wait for each other's rows.
+            for result in sorted(results, key=_record_order):
                 self._record_one(conn, result, final=final)
             items.release(conn, [result.work for result in results])
 
@@ -230,7 +231,8 @@ class _Run:
         self.report.recipes[work.recipe.digest] = work.recipe.model_digest
         digest = work.subject.digest if work.feature == RAW else work.subject.image_digest
         if result.identified is not None and work.subject.location_id is not None:
-            media.record(conn, work.subject.location_id, result.identified)
+            seen = (work.subject.size, work.subject.mtime_ns)
+            media.record(conn, work.subject.location_id, result.identified, seen=seen)
         if result.identified is not None:
             digest = result.identified.digest
         if result.known:
@@ -253,7 +255,8 @@ class _Run:
         code = finding.code or "internal"
         attempts = (work.record.attempts if work.record else 0) + 1
         due = None if final else REASONS[code].retry.next_attempt(attempts, now(conn))
-        files.location_failed(conn, work.subject.location_id, code, finding.reason or "", due)
+        reason, size = finding.reason or "", work.subject.size
+        files.location_failed(conn, work.subject.location_id, code, reason, due, size=size)
 
     def _check_systemic(self) -> None:
         code, count = self.failed.most_common(1)[0] if self.failed else ("", 0)
@@ -308,6 +311,12 @@ class _Run:
             elif batch.cancel_requested_at is not None:
                 self._answer = "cancelled"
         return self._answer
+
+
+def _record_order(result: Result) -> tuple[str, int]:
+    subject = result.work.subject
+    digest = result.identified.digest if result.identified else subject.image_digest
+    return digest or "", subject.part
 
 
 def _parts(result: Result) -> Sequence[media.Part]:

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
     from mirror_realm_assets.understand.embedder import Embedder
 
+    _Row = tuple[Work, npt.NDArray[np.float32], float]  # what was embedded, its vector, seconds
+
 CODE_VERSION = "1"
 # A shard closes when it is this full or this old: big ones are cheap, but a vector is found only once it is published.
 _SHARD_ROWS = 512
 _SHARD_SECONDS = 2.0
+_AT_ONCE = 8  # pictures in one call of the model: 76 a second on two cores, against 57 one by one
 
 
 def embeddings_stage(proxy: str, precision: str) -> Stage:
@@ -75,20 +78,14 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     name = context.policy.embedder
     model = embedder(context.services, name)
     loaded = read_ahead(works, lambda work: decode_proxy(context.read_proxy(work)), cost=lambda _work: 6_000_000)
-    shard: list[tuple[Work, npt.NDArray[np.float32], float]] = []
+    shard: list[_Row] = []
     opened = time.monotonic()
-    for work, image in loaded:
-        began = time.monotonic()
-        try:
-            if isinstance(image, Exception):
-                raise image
-            vector = model.embed([image])[0]
-        except Exception as error:
-            yield Result(work, finding_of(error))
-            continue
+    for group in _grouped(loaded, _AT_ONCE):
+        rows, failures = _embed(group, model)
+        yield from failures
         if not shard:
-            opened = began
-        shard.append((work, vector, time.monotonic() - began))
+            opened = time.monotonic()
+        shard.extend(rows)
         if len(shard) >= _SHARD_ROWS or time.monotonic() - opened >= _SHARD_SECONDS:
             yield from _publish(shard, context, name)
             shard = []
@@ -96,9 +93,40 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
         yield from _publish(shard, context, name)
 
 
-def _publish(
-    shard: list[tuple[Work, npt.NDArray[np.float32], float]], context: StageContext, model: str
-) -> Iterator[Result]:
+def _grouped(
+    loaded: Iterable[tuple[Work, npt.NDArray[np.uint8] | Exception]], size: int
+) -> Iterator[list[tuple[Work, npt.NDArray[np.uint8] | Exception]]]:
+    group: list[tuple[Work, npt.NDArray[np.uint8] | Exception]] = []
+    for item in loaded:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _embed(
+    group: list[tuple[Work, npt.NDArray[np.uint8] | Exception]], model: Embedder
+) -> tuple[list[_Row], list[Result]]:
+    """Embed a group at once; when that fails, one by one, so that a picture's failure stays its own."""
+    began = time.monotonic()
+    failures = [Result(work, finding_of(image)) for work, image in group if isinstance(image, Exception)]
+    good = [(work, image) for work, image in group if not isinstance(image, Exception)]
+    if not good:
+        return [], failures
+    try:
+        vectors = model.embed([image for _work, image in good])
+    except Failed as error:
+        if len(good) == 1:
+            return [], [*failures, Result(good[0][0], finding_of(error))]
+        parts = [_embed([pair], model) for pair in good]
+        return [row for rows, _ in parts for row in rows], failures + [r for _, bad in parts for r in bad]
+    seconds = (time.monotonic() - began) / len(good)
+    return [(work, vector, seconds) for (work, _image), vector in zip(good, vectors, strict=True)], failures
+
+
+def _publish(shard: list[_Row], context: StageContext, model: str) -> Iterator[Result]:
     """Write one shard and report its rows; when it cannot be written, its pictures fail and nothing else."""
     from mirror_realm_assets.store.shards import ShardRow, decode_shard, encode_shard
 

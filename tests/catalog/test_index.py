@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from search.picture_library import MODEL, OTHER, RECIPE, Library, sha
 
-from mirror_realm_assets.catalog import index, intents, leases
+from mirror_realm_assets.catalog import index, intents, leases, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import ManifestDraft, Member, SegmentEntry
@@ -82,6 +82,13 @@ def test_pending_are_verified_embeddings_of_current_pictures(pictures: Library) 
     ]
     assert {row.shard for row in found} == {key}
     assert len(_pending(pictures, recipe=OTHER)) == len(_pending(pictures, "scans")) == 1
+
+
+def test_an_embedding_of_one_part_is_not_that_of_another(pictures: Library) -> None:
+    one = pictures.add("scans")
+    pictures.embed([one])
+    pictures.add("photos", [pictures.picture(), *one.images])  # the same picture, but as part 1
+    assert _pending(pictures) == []
 
 
 @pytest.mark.parametrize(
@@ -286,3 +293,6 @@ def test_hits_are_media_with_the_places_where_they_are_present(pictures: Library
         assert [found.media for found in index.hits(conn, [photos], [(shared, 1)])] == [shifted.uuid]
         assert index.hits(conn, [], [(shared, 0)]) == []
         assert index.hits(conn, None, [(sha("unknown"), 0)]) == []
+    with pictures.catalog.write() as conn:
+        sources.set_state(conn, "scans", "removed")
+        assert [found.media for found in index.hits(conn, None, [(shared, 0)])] == [one.uuid]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -34,18 +34,19 @@ def sha(text: str) -> str:
 
 
 @cache
-def _template() -> Path:
-    path = Path(mkdtemp(prefix="catalog-")) / "catalog.sqlite"
-    catalog = Catalog(f"sqlite:///{path}")
+def _template() -> TemporaryDirectory[str]:
+    """A folder with a migrated catalog; it goes when the tests end."""
+    folder = TemporaryDirectory(prefix="picture-library-")
+    catalog = Catalog(f"sqlite:///{folder.name}/catalog.sqlite")
     catalog.migrate()
     catalog.close()
-    return path
+    return folder
 
 
 def new_catalog(folder: Path) -> Catalog:
     """A migrated catalog; migrating once and copying saves half a second a test."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_template(), folder / "catalog.sqlite")
+    shutil.copy(Path(_template().name) / "catalog.sqlite", folder / "catalog.sqlite")
     return Catalog(f"sqlite:///{folder / 'catalog.sqlite'}")
 
 

@@ -41,7 +41,12 @@ def test_a_picture_is_found_as_soon_as_it_is_embedded(library: Library) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_results_equal_brute_force_through_random_histories(catalog: Catalog, tmp_path: Path, seed: int) -> None:
+def test_results_equal_brute_force_through_random_histories(
+    catalog: Catalog, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small that a search has to ask several times.
+    monkeypatch.setattr(query_module, "_FIRST_FETCH", 1)
+    monkeypatch.setattr(query_module, "_GROWTH", 2)
     library = Library(tmp_path, seed=seed, names=("photos", "scans"), catalog=catalog)
     rng = np.random.default_rng(seed)
     centre = library.vector()
@@ -126,17 +131,43 @@ def test_deleted_media_are_not_found_before_and_after_the_next_build(library: Li
     assert {hit.media for hit in library.search(vector, k=100)} == left
 
 
-def test_many_dead_neighbours_do_not_use_up_the_places_of_live_ones(library: Library) -> None:
+@pytest.mark.parametrize("size", [8, 1000])
+def test_many_dead_neighbours_do_not_use_up_the_places_of_live_ones(library: Library, size: int) -> None:
     vector = library.vector()
-    near = [library.add() for _ in range(120)]  # more than the first fetch of a search
-    library.embed(near, vectors=[vector] * 120)
+    near = [library.add() for _ in range(100)]  # more than the first fetch of a search
+    library.embed(near, vectors=[vector] * 100)
     live = [library.add() for _ in range(5)]
     library.embed(live)
-    library.build(segment_vectors=90)
+    library.build(segment_vectors=size)
     for one in near:
         library.set_state(one, "deleted")
-    library.build(segment_vectors=90)
     assert {hit.media for hit in library.search(vector, k=5)} == {one.uuid for one in live}
+    library.build(segment_vectors=size)
+    assert {hit.media for hit in library.search(vector, k=5)} == {one.uuid for one in live}
+
+
+def test_pictures_that_are_away_do_not_use_up_the_places_of_others_before_they_are_indexed(library: Library) -> None:
+    vector = library.vector()
+    away = [library.add() for _ in range(100)]
+    library.embed(away, vectors=[vector] * 100)
+    for one in away:
+        library.set_state(one, "missing")
+    live = [library.add() for _ in range(5)]
+    library.embed(live)
+    assert {hit.media for hit in library.search(vector, k=5)} == {one.uuid for one in live}
+
+
+@pytest.mark.parametrize("indexed", [0, 30, 90])
+@pytest.mark.parametrize("size", [8, 1000])
+def test_equal_scores_are_ordered_by_digest_wherever_the_vectors_lie(library: Library, indexed: int, size: int) -> None:
+    vector = library.vector()
+    media = [library.add() for _ in range(90)]
+    library.embed(media[:indexed], vectors=[vector] * indexed)
+    if indexed:
+        library.build(segment_vectors=size)
+    library.embed(media[indexed:], vectors=[vector] * (90 - indexed))
+    for k in (1, 3, 50):
+        assert [hit.digest for hit in library.search(vector, k=k)] == sorted(one.digest for one in media)[:k]
 
 
 def test_a_picture_that_returns_is_found_again_once(library: Library) -> None:

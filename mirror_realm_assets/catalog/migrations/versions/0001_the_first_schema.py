@@ -26,7 +26,16 @@ def upgrade() -> None:
         sa.Column("mime", sa.String(length=60), nullable=True),
         sa.Column("custody", sa.String(length=10), nullable=False),
         sa.Column("stored_key", sa.Text(), nullable=True),
-        sa.Column("exif", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column(
+            "exif",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
         sa.Column("taken_at", sa.String(length=40), nullable=True),
         sa.Column("phash", sa.String(length=16), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -47,12 +56,30 @@ def upgrade() -> None:
         sa.Column("status", sa.String(length=10), nullable=False),
         sa.Column("code", sa.String(length=40), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("limits", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column(
+            "limits",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
         sa.Column("retryable", sa.Boolean(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("crashes", sa.Integer(), nullable=False),
         sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("output", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column(
+            "output",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
         sa.Column("code_version", sa.String(length=40), nullable=False),
         sa.Column("model_digest", sa.String(length=64), nullable=True),
         sa.Column("seconds", sa.Float(), nullable=True),
@@ -164,14 +191,41 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("root", sa.LargeBinary(), nullable=False),
         sa.Column("root_display", sa.Text(), nullable=False),
-        sa.Column("root_identity", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
-        sa.Column("policy", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column(
+            "root_identity",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "policy",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=False,
+        ),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=True),
         sa.Column("scan_generation", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("scanned_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("next_seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("swept_recipes", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column(
+            "swept_recipes",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
         sa.Column("index_attempts", sa.Integer(), nullable=False),
         sa.Column("index_next_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("index_error", sa.Text(), nullable=True),
@@ -196,7 +250,16 @@ def upgrade() -> None:
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("kind", sa.String(length=12), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
-        sa.Column("request", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column(
+            "request",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=True,
+        ),
         sa.Column("requested_by", sa.String(length=100), nullable=False),
         sa.Column("user_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
@@ -225,7 +288,16 @@ def upgrade() -> None:
         sa.Column("token", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("dim", sa.Integer(), nullable=False),
         sa.Column("vectors", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("segments", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column(
+            "segments",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(
+                    none_as_null=True,
+                ),
+                "postgresql",
+            ),
+            nullable=False,
+        ),
         sa.Column("recall_at_10", sa.Float(), nullable=True),
         sa.Column("run_id", sa.String(length=40), nullable=True),
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=False),
@@ -290,11 +362,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_media_project_id")),
         sa.ForeignKeyConstraint(["source_id"], ["sources.id"], name=op.f("fk_media_source_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_media")),
+        sa.UniqueConstraint("source_id", "content_id", name=op.f("uq_media_source_id_content_id")),
         sa.UniqueConstraint("uuid", name=op.f("uq_media_uuid")),
     )
     with op.batch_alter_table("media", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_media_content_id"), ["content_id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_media_source_id"), ["source_id"], unique=False)
 
     op.create_table(
         "batch_lanes",
@@ -443,7 +515,6 @@ def downgrade() -> None:
     op.drop_table("batch_runs")
     op.drop_table("batch_lanes")
     with op.batch_alter_table("media", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_media_source_id"))
         batch_op.drop_index(batch_op.f("ix_media_content_id"))
 
     op.drop_table("media")
