@@ -33,7 +33,7 @@ def build_defs(
         resource_overrides: replace resources by name, for tests.
         stages: the pipeline, for a process's settings.
     """
-    pipeline = stages(Settings())
+    pipeline = stages(Settings.read())
     search = lane_job("media_batch_job", pipeline, "search", "Reads, identifies and embeds the files of one batch.")
     enhance = lane_job("enhance_job", pipeline, "enhance", "Enhances the pictures of one batch, slice by slice.")
     index = index_job()

@@ -7,10 +7,12 @@ What belongs here: every `MIRROR_REALM_*` variable with its default and its mean
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, computed_field
+from pydantic import Field, ValidationError, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mirror_realm_assets.errors import SetupError
 
 _GIB = 1024**3
 
@@ -20,24 +22,20 @@ def _default_home(data_home: Path | None) -> Path:
 
 
 class Settings(BaseSettings):
-    """Settings of one process; build it with `Settings()`, in tests with `Settings(home=...)`."""
+    """Settings of one process; read it with `Settings.read()`, in tests with `Settings.at(home)`."""
 
     model_config = SettingsConfigDict(env_prefix="MIRROR_REALM_", frozen=True, extra="ignore", populate_by_name=True)
 
     xdg_data_home: Path | None = Field(default=None, validation_alias="XDG_DATA_HOME")
     configured_home: Path | None = Field(
-        default=None, validation_alias=AliasChoices("MIRROR_REALM_HOME", "home"), description="Everything we keep."
+        default=None, validation_alias="MIRROR_REALM_HOME", description="Everything we keep."
     )
     configured_dagster_home: Path | None = Field(
-        default=None, validation_alias=AliasChoices("DAGSTER_HOME", "dagster_home"), description="Dagster's home."
+        default=None, validation_alias="DAGSTER_HOME", description="Dagster's home."
     )
     env: Literal["local", "production"] = Field(default="local", description="Chooses launcher, executor and pools.")
-    configured_catalog_url: str | None = Field(
-        default=None, validation_alias=AliasChoices("MIRROR_REALM_CATALOG_URL", "catalog_url")
-    )
-    configured_store_url: str | None = Field(
-        default=None, validation_alias=AliasChoices("MIRROR_REALM_STORE_URL", "store_url")
-    )
+    configured_catalog_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_CATALOG_URL")
+    configured_store_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_STORE_URL")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int = Field(default=2, ge=1, description="Threads of one model; more than the cores slows everything.")
@@ -67,6 +65,26 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Where servers bind; loopback unless told otherwise.")
     port: int = Field(default=3000, ge=1, le=65535)
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of the environment.
+
+        Raises:
+            SetupError: `invalid_argument`, naming the first variable that has no valid value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            variable = name if name.isupper() else f"MIRROR_REALM_{name.upper()}"
+            raise SetupError("invalid_argument", f"{variable} has no valid value: {first['msg']}.") from error
+
+    @classmethod
+    def at(cls, home: Path | str, **values: Any) -> Self:
+        """The settings of the environment with another home, and with `values` by field name."""
+        return cls(configured_home=Path(home), **values)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

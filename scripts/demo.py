@@ -57,7 +57,7 @@ def make_photos(folder: Path) -> int:
 
 def main() -> None:
     """Make the photos, register the folder once, and say what will happen."""
-    settings = Settings()
+    settings = Settings.read()
     folder = settings.home / "demo-photos"
     written = make_photos(folder)
     catalog = Catalog(settings.catalog_url)

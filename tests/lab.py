@@ -34,7 +34,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings = Settings(home=self.home, quiet_seconds=0, **self.extra)
+        self.settings = Settings.at(self.home, quiet_seconds=0, **self.extra)
         installation.install(self.settings)
         Catalog(self.settings.catalog_url).migrate()
         self.services: Services = open_services(self.settings)

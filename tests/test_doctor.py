@@ -36,7 +36,7 @@ def settings(
     home.mkdir()
     (home / "models").symlink_to(models_dir)
     shutil.copy(migrated_sqlite, home / "catalog.sqlite")
-    found = Settings(home=home, port=free_port, device="cpu", precision="fp32", low_space_bytes=1)
+    found = Settings.at(home, port=free_port, device="cpu", precision="fp32", low_space_bytes=1)
     install(found)
     catalog = Catalog(found.catalog_url)
     open_store(found.store_url, catalog.uuid())

@@ -55,7 +55,7 @@ with dg.DagsterInstance.get() as instance:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in ("DAGSTER_HOME", "MIRROR_REALM_CATALOG_URL", "MIRROR_REALM_STORE_URL", "MIRROR_REALM_ENV"):
         monkeypatch.delenv(name, raising=False)
-    return Settings(home=tmp_path / "home")
+    return Settings.at(tmp_path / "home")
 
 
 def code_of(settings: Settings, mounts: tuple[Mount, ...] = LOCAL) -> str:
@@ -135,10 +135,13 @@ def test_sqlite_on_a_network_file_system_is_refused_before_anything_is_made(sett
 def test_with_postgresql_only_dagsters_own_database_is_refused_there(tmp_path: Path) -> None:
     mounts = (*LOCAL, Mount(tmp_path / "share", "nfs"))
     url = "postgresql+psycopg2://localhost/catalog"
-    settings = Settings(home=tmp_path / "share" / "home", catalog_url=url)
+    settings = Settings.at(tmp_path / "share" / "home", configured_catalog_url=url)
     with pytest.raises(SetupError, match="DAGSTER_HOME"):
         install(settings, mounts=mounts)
-    install(Settings(home=settings.home, catalog_url=url, dagster_home=tmp_path / "local"), mounts=mounts)
+    install(
+        Settings.at(settings.home, configured_catalog_url=url, configured_dagster_home=tmp_path / "local"),
+        mounts=mounts,
+    )
     # Whoever names Dagster's storage has decided.
     settings.dagster_home.mkdir()
     (settings.dagster_home / "dagster.yaml").write_text("storage:\n  postgres: {}\n", encoding="utf-8")
@@ -164,7 +167,7 @@ def test_a_symlink_to_a_network_file_system_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_store_elsewhere_makes_no_folder(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home", store_url="s3://bucket/prefix")
+    settings = Settings.at(tmp_path / "home", configured_store_url="s3://bucket/prefix")
     assert install(settings, mounts=LOCAL).store is None
 
 

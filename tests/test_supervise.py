@@ -358,7 +358,7 @@ def test_ready_is_what_answers_as_a_dagster_webserver() -> None:
 
 
 def test_the_three_children_get_the_home_and_run_installed_programs(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home", dagster_home=tmp_path / "dagster")
+    settings = Settings.at(tmp_path / "home", configured_dagster_home=tmp_path / "dagster")
     webserver, daemon, watch = children_of(settings, "127.0.0.1", 4000)
     assert [child.name for child in (webserver, daemon, watch)] == ["webserver", "daemon", "watch"]
     for child in (webserver, daemon, watch):

@@ -24,7 +24,7 @@ def opened() -> Iterator[tuple[Settings, Services]]:
     """
     from mirror_realm_assets.resources.library import close_services, open_services
 
-    settings = Settings()
+    settings = Settings.read()
     try:
         yield settings, open_services(settings)
     finally:

@@ -24,7 +24,7 @@ def models_group() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """All models, their licences, and whether their weights are here."""
-    _print(_looked_at(Settings()), as_json)
+    _print(_looked_at(Settings.read()), as_json)
 
 
 @models_group.command("fetch")
@@ -35,7 +35,7 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
     from mirror_realm_assets.weights import fetch as weights
     from mirror_realm_assets.weights.registry import MODELS, spec
 
-    settings = Settings()
+    settings = Settings.read()
     # All names are looked up before anything is downloaded: a misspelt one costs no time.
     chosen = [spec(name) for name in names] if names else list(MODELS.values())
     for model in chosen:
@@ -55,13 +55,13 @@ def fetch(names: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def verify(as_json: bool) -> None:
     """Read all weights and compare their digests; exit code 1 if any are missing or altered."""
-    found = _looked_at(Settings())
+    found = _looked_at(Settings.read())
     _print(found, as_json)
     for state, code in (("altered", "weights_altered"), ("missing", "weights_missing")):
         wrong = [model for model, its_state in found if its_state == state]
         if wrong:
             names = ", ".join(model.name for model in wrong)
-            files = " ".join(str(Settings().models_dir / model.filename) for model in wrong)
+            files = " ".join(str(Settings.read().models_dir / model.filename) for model in wrong)
             remedy = f"Delete {files} and run `mirror-realm models fetch`." if state == "altered" else None
             raise SetupError(code, f"Weights are {state}: {names}.", remedy=remedy)
 

@@ -49,7 +49,7 @@ def enhance(
     from mirror_realm_assets.enhance.picture import enhance_file
 
     made = enhance_file(
-        Settings(),
+        Settings.read(),
         source,
         target,
         model=model,

@@ -33,7 +33,7 @@ def up(host: str | None, port: int | None) -> None:
     from mirror_realm_assets.ports import require_port, wait_ready
     from mirror_realm_assets.supervise import children_of, supervise
 
-    settings = Settings()
+    settings = Settings.read()
     installation.require(settings)
     host, port = host or settings.host, port or settings.port
     _require_weights(settings)

@@ -41,7 +41,7 @@ def init(as_json: bool) -> None:
     from mirror_realm_assets.doctor import open_catalog
     from mirror_realm_assets.store.opening import open_store
 
-    settings = Settings()
+    settings = Settings.read()
     made = installation.install(settings)
     catalog = open_catalog(settings.catalog_url)
     try:
@@ -114,7 +114,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     from mirror_realm_assets.doctor import examine
 
-    found = examine(Settings())
+    found = examine(Settings.read())
     failed = sum(finding.level == "fail" for finding in found)
     if as_json:
         emit({"ok": not failed, "checks": [asdict(finding) for finding in found]})

@@ -56,7 +56,7 @@ class LibraryResource(dg.ConfigurableResource["LibraryResource"]):
     @property
     def settings(self) -> Settings:
         """The settings of this process."""
-        return Settings(home=Path(self.home)) if self.home else Settings()
+        return Settings.at(Path(self.home)) if self.home else Settings.read()
 
     @property
     def services(self) -> Services:

@@ -120,6 +120,13 @@ def test_the_result_has_the_mode_that_the_umask_allows(photo: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("network")
+def test_an_original_may_be_named_by_a_link_out_of_its_folder(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link.png").symlink_to(photo)
+    assert run(tmp_path / "folder" / "link.png", tmp_path / "out.png").exit_code == 0
+
+
+@pytest.mark.usefixtures("network")
 def test_an_existing_file_is_replaced_with_force_only(photo: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.png"
     target.write_text("precious")

@@ -19,6 +19,11 @@ from typing import Any
 
 import psutil
 
+from mirror_realm_assets.catalog import sources, status
+from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.pipeline import standard_stages
+from mirror_realm_assets.settings import Settings
+
 _GONE_SECONDS = 60.0
 
 
@@ -54,6 +59,9 @@ class RunningHome:
         self.run("init")
         for weights in models.glob("*.safetensors"):
             os.link(weights, self.home / "models" / weights.name)
+        settings = Settings.at(self.home)
+        self._catalog = Catalog(settings.catalog_url)
+        self._rules = [stage.rule for stage in standard_stages(settings)]
         self.run("sources", "add", "demo", "--folder", str(self.folder), *[w for o in options for w in ("--option", o)])
 
     def run(self, *words: str, check: bool = True, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -73,8 +81,10 @@ class RunningHome:
         return done
 
     def status(self) -> dict[str, Any]:
-        """Counts of the source `demo`."""
-        return json.loads(self.run("status", "--source", "demo", "--json").stdout)["sources"]["demo"]
+        """Counts of the source `demo`, read in this process: asking a program each time would starve what is tested."""
+        with self._catalog.read() as conn:
+            source = sources.get(conn, "demo")
+            return status.of_source(conn, source, self._rules).as_json()
 
     def files(self) -> list[dict[str, Any]]:
         """Every file as `files --json` shows it."""
@@ -162,6 +172,7 @@ class RunningHome:
                 continue
         if self.up_process is not None:
             self.up_process.wait(_GONE_SECONDS)
+        self._catalog.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _wait_gone(self) -> None:

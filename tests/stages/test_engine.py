@@ -243,7 +243,7 @@ from test_engine import MEAN, brightness, raw_media_stage, run_stage
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.resources.library import open_services
 from mirror_realm_assets.stages.flow import each_proxy
-settings = Settings(home=Path({home!r}), quiet_seconds=0)
+settings = Settings.at(Path({home!r}), quiet_seconds=0)
 def run(image):
     if image.shape[1] == 77:
         os._exit(137)
