@@ -7,6 +7,7 @@ keeps it from being run twice; pools do not bind runs in a process of their own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from mirror_realm_assets.catalog import batches, index, sources
 from mirror_realm_assets.catalog.batches import PendingBatch
 from mirror_realm_assets.definitions import build_defs
 from mirror_realm_assets.pipeline import standard_stages
+from mirror_realm_assets.sensors.index import index_tags
 from mirror_realm_assets.sensors.lanes import run_tags
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.services import Services
@@ -26,7 +28,8 @@ _JOBS: dict[Lane, str] = {"search": "media_batch_job", "enhance": "enhance_job"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _MAX_RUNTIME = 7 * 24 * 3600
 # A batch whose run makes no headway is left to the next call.
-_MAX_ROUNDS = 50
+_MAX_ROUNDS = 100
+_RETRY_POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -52,14 +55,15 @@ def run_source(
     definitions = build_defs()
     stages = standard_stages(settings)
     ran = Ran()
-    _run_lane(services, instance, definitions, stages, name, "search", ran)
+    _run_lane(settings, services, instance, definitions, stages, name, "search", ran, say)
     _run_index(settings, services, instance, definitions, stages, name, ran, say)
     services.let_go("embedder/")  # the next lane has its own model
-    _run_lane(services, instance, definitions, stages, name, "enhance", ran)
+    _run_lane(settings, services, instance, definitions, stages, name, "enhance", ran, say)
     return ran
 
 
 def _run_lane(
+    settings: Settings,
     services: Services,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
@@ -67,13 +71,18 @@ def _run_lane(
     name: str,
     lane: Lane,
     ran: Ran,
+    say: Callable[[str], None],
 ) -> None:
     job = definitions.resolve_job_def(_JOBS[lane])
     failed: set[str] = set()
     for _round in range(_MAX_ROUNDS):
-        todo = [batch for batch in _pending(services, stages, name, lane) if batch.key not in failed]
-        if not todo:
+        waiting = [batch for batch in _pending(services, stages, name, lane) if batch.key not in failed]
+        todo = [batch for batch in waiting if batch.not_before is None]
+        if not waiting or (lane == "enhance" and _is_out_of_space(settings, services, say)):
             return
+        if not todo:  # retries are due within a minute: what is pending is done before this ends
+            time.sleep(_RETRY_POLL_SECONDS)
+            continue
         for batch in todo:
             instance.add_dynamic_partitions("media_batch", [batch.key])
             result = job.execute_in_process(
@@ -94,7 +103,15 @@ def _pending(services: Services, stages: Sequence[Stage], name: str, lane: Lane)
     with services.catalog.read() as conn:
         source = sources.get(conn, name)
         found = batches.pending(conn, lane, lane_features(stages, lane), after=after, source_id=source.id)
-    return [batch for batch in found if not batch.leased and batch.not_before is None]
+    return [batch for batch in found if not batch.leased]
+
+
+def _is_out_of_space(settings: Settings, services: Services, say: Callable[[str], None]) -> bool:
+    free = services.store.free_bytes()
+    if free is None or free >= settings.low_space_bytes:
+        return False
+    say(f"Enhancement rests: {free / 1e9:.1f} GB are free, below the mark of {settings.low_space_bytes / 1e9:.1f} GB.")
+    return True
 
 
 def _run_index(
@@ -121,7 +138,7 @@ def _run_index(
         partition_key=name,
         instance=instance,
         run_config=_QUIET,
-        tags={"mirror-realm/source": name, "mirror-realm/lane": "index", "mirror-realm/by": "cli"},
+        tags=index_tags(name, "cli"),
         raise_on_error=False,
     )
     if not result.success:

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     configured_dagster_home: Path | None = Field(
         default=None, validation_alias="DAGSTER_HOME", description="Dagster's home."
     )
-    env: Literal["local", "production"] = Field(default="local", description="Chooses launcher, executor and pools.")
+    env: Literal["local", "production"] = Field(
+        default="local", description="Kind of installation; only `local` changes nothing yet."
+    )
     configured_catalog_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_CATALOG_URL")
     configured_store_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_STORE_URL")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -65,6 +67,16 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Where servers bind; loopback unless told otherwise.")
     port: int = Field(default=3000, ge=1, le=65535)
+
+    def limits(self) -> dict[str, float]:
+        """Today's limits of one file, by the names under which refusals record them."""
+        return {
+            "max_pixels": self.max_pixels,
+            "max_frames": self.max_frames,
+            "max_file_bytes": self.max_file_bytes,
+            "decode_seconds": self.decode_seconds,
+            "decode_memory_bytes": self.decode_memory_bytes,
+        }
 
     @classmethod
     def read(cls) -> Self:
@@ -104,7 +116,7 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """The store's folder or `s3://bucket/prefix`."""
+        """The store's folder; other kinds of store are refused when it is opened."""
         return self.configured_store_url or str(self.home / "store")
 
     @property

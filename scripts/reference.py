@@ -63,12 +63,12 @@ _DEFAULTS = {
 _NOT_YET = "Accepted and kept; nothing acts on it yet."
 _OPTIONS = {
     "enhance": "Whether its pictures are enhanced.",
-    "enhance_model": "The enhancement model.",
+    "enhance_model": "The enhancement model, a name from `mirror-realm models list`.",
     "enhance_outscale": "How many times wider and higher the result is.",
     "enhance_max_pixels": "Larger pictures are not enhanced: `not_wanted`, with that reason.",
     "enhance_format": "Format of the result.",
     "originals": "`reference` leaves originals where they are; `copy` keeps their bytes in the store as well.",
-    "embedder": "The model whose vectors are searched.",
+    "embedder": "The model whose vectors are searched, a name from the same list.",
     "faces": _NOT_YET,
     "watch": "Native events on top of polling: `auto` unless the folder is on a network file system, `native` always, "
     "`poll` never.",

@@ -101,8 +101,8 @@ def drain_journal(conn: sa.Connection, limit: int = DRAIN) -> int:
     return len(rows)
 
 
-def waiting(conn: sa.Connection, source_id: int, limit: int) -> list[WaitingFile]:
-    """Files that need a batch, newest first."""
+def waiting(conn: sa.Connection, source_id: int, limit: int, *, max_file_bytes: int | None = None) -> list[WaitingFile]:
+    """Files that need a batch, newest first; one that was too large waits again when it is within the limit now."""
     l = t.locations.c  # noqa: E741 - l for location, as in the query's SQL
     at = now(conn)
     held = (
@@ -120,7 +120,11 @@ def waiting(conn: sa.Connection, source_id: int, limit: int) -> list[WaitingFile
             l.source_id == source_id,
             l.state.in_(("present", "unreadable")),
             unidentified(),
-            sa.or_(l.code.is_(None), l.next_attempt_at <= at),
+            sa.or_(
+                l.code.is_(None),
+                l.next_attempt_at <= at,
+                sa.and_(l.code == "too_many_bytes", l.size <= (max_file_bytes or 0)),
+            ),
             ~held,
         )
         .order_by(l.mtime_ns.desc(), l.id)

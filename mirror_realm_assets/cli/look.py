@@ -77,7 +77,7 @@ def _show_status(found: dict[str, Any]) -> None:
 @click.command()
 @click.option("--source", help="Of one source.")
 @click.option("--feature", help="Only this feature's statuses count for --status.")
-@click.option("--status", "wanted", help="Only files with this status.")
+@click.option("--status", "wanted", type=click.Choice([*_COLUMNS, "blocked"]), help="Only files with this status.")
 @json_option
 def files(source: str | None, feature: str | None, wanted: str | None, as_json: bool) -> None:
     """A line for each file."""

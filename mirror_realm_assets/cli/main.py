@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from mirror_realm_assets.cli import look, models, picture, serve, setup, sources, work
 from mirror_realm_assets.cli.output import safe, say
-from mirror_realm_assets.errors import MirrorRealmError, as_error
+from mirror_realm_assets.errors import Failed, MirrorRealmError, as_error
 
 
 class _Commands(click.Group):
@@ -27,9 +27,21 @@ class _Commands(click.Group):
             if typed.code == "internal":
                 raise
             _end(typed)
+        except Exception as error:
+            # Imported by whoever raised it; naming the class here would make every `--help` pay for SQLAlchemy.
+            if type(error).__module__.startswith("sqlalchemy"):
+                _end(_of_catalog(error))
+            raise
 
 
-def _end(error: MirrorRealmError) -> None:
+def _of_catalog(error: Exception) -> MirrorRealmError:
+    cause = getattr(error, "orig", None) or error
+    if "disk is full" in str(cause):
+        return Failed("disk_full", f"The catalog cannot be written: {cause}.")
+    return Failed("catalog_failed", f"The catalog does not answer: {cause}.")
+
+
+def _end(error: MirrorRealmError) -> NoReturn:
     say(f"[red]Error:[/red] {safe(error.message)} {safe(error.remedy)}")
     sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Commands that work: ingest, retry, pause, resume."""
+"""Commands that work: ingest, retry."""
 
 from __future__ import annotations
 
@@ -132,13 +132,31 @@ def _run_here(settings: Settings, services: Services, name: str) -> list[str]:
 def _wait(settings: Settings, services: Services, name: str) -> list[str]:
     from mirror_realm_assets import liveness
 
-    while not _status(settings, services, name).settled:
+    while _is_unfinished(settings, services, name):
         if liveness.held(settings.home / "up.lock") is None:
             return ["mirror-realm up has ended; run the ingest again."]
         if (source := _source(services, name)).state != "active":
             return [f"Source {name} is {source.state}: {source.state_reason}"]
         time.sleep(_POLL_SECONDS)
     return []
+
+
+def _is_unfinished(settings: Settings, services: Services, name: str) -> bool:
+    """Whether anything waits or is being done; enhancement that rests for want of space does not count."""
+    from mirror_realm_assets.catalog import batches, files
+    from mirror_realm_assets.pipeline import standard_stages
+    from mirror_realm_assets.stages.stage import lane_features
+
+    stages = standard_stages(settings)
+    free = services.store.free_bytes()
+    rests = free is not None and free < settings.low_space_bytes
+    features = lane_features(stages, "search") + ([] if rests else lane_features(stages, "enhance"))
+    with services.catalog.read() as conn:
+        source = _source(services, name)
+        return bool(
+            files.waiting(conn, source.id, 1, max_file_bytes=settings.max_file_bytes)
+            or batches.has_open(conn, source.id, features)
+        )
 
 
 def _source(services: Services, name: str) -> Source:

@@ -32,7 +32,7 @@ def enhanced_images_stage(precision: str) -> Stage:
     def recipe(policy: SourcePolicy) -> Recipe | None:
         if not policy.enhance:
             return None
-        model = spec(policy.enhance_model)
+        model = spec(policy.enhance_model, "enhance")
         params = {
             "model": model.name,
             "outscale": policy.enhance_outscale,

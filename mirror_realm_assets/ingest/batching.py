@@ -17,6 +17,7 @@ from mirror_realm_assets.catalog.batches import Batch, NewItem
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.forming import BatchLimits, Candidate, cut
 from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.stage import Stage, lane_features
 
@@ -88,6 +89,8 @@ def form_batches(
         with catalog.read() as conn:
             active = [s for s in sources.all_sources(conn) if s.active and source_id in (None, s.id)]
         for source in active:
+            if not _can_be_worked_on(catalog, stages, source):
+                continue
             with catalog.write() as conn:
                 leases.check(conn, lease)
                 new = _form_source(conn, settings, stages, source, now_or_never, requested_by)
@@ -99,6 +102,18 @@ def form_batches(
     return formed
 
 
+def _can_be_worked_on(catalog: Catalog, stages: Sequence[Stage], source: Source) -> bool:
+    """Whether the source's policy can be carried out; one that names an unknown model must not stop the others."""
+    try:
+        for stage in stages:
+            stage.recipe(source.policy)
+    except SetupError as error:
+        with catalog.write() as conn:
+            sources.set_state(conn, source.name, "paused", str(error))
+        return False
+    return True
+
+
 def _form_source(
     conn: sa.Connection,
     settings: Settings,
@@ -107,7 +122,7 @@ def _form_source(
     now_or_never: bool,
     requested_by: str,
 ) -> list[Batch]:
-    waiting = files.waiting(conn, source.id, _MAX_WAITING)
+    waiting = files.waiting(conn, source.id, _MAX_WAITING, max_file_bytes=settings.max_file_bytes)
     if not waiting:
         return []
     candidates = [Candidate(w.location_id, w.size, search_seconds(w.size), w.waiting_since) for w in waiting]
@@ -154,8 +169,7 @@ def recipes_of(settings: Settings, stages: Sequence[Stage], source: Source) -> d
         recipe = stage.recipe(source.policy)
         found[stage.feature] = recipe.digest if recipe else ""
         found[f"{stage.feature}.max_pixels"] = float(stage.max_pixels(source.policy) or 0)
-    found["max_pixels"], found["max_frames"] = float(settings.max_pixels), float(settings.max_frames)
-    return found
+    return found | settings.limits()
 
 
 def recompute(
@@ -173,7 +187,7 @@ def recompute(
     Returns:
         Keys of the new batches, and whether nothing was left over.
     """
-    limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
+    limits = settings.limits()
     rules = [stage.rule for stage in stages]
     groups: dict[tuple[str, ...], list[NewItem]] = defaultdict(list)
     for item, features in sweep.missing_media(conn, source, rules, limits):

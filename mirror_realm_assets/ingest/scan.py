@@ -75,14 +75,22 @@ def walk(root: bytes, patterns: Sequence[str] = (), own: Collection[tuple[int, i
         try:
             with os.scandir(os.path.join(root, folder)) as listing:  # noqa: PTH118 - pathlib has no bytes paths
                 for item in listing:
-                    _look(found, folder, item, folders, patterns, own, top.st_dev)
+                    _look(found, root, folder, item, folders, patterns, own, top.st_dev)
         except OSError as error:
             found.errors.append(f"{error.strerror}")
     return found
 
 
+def _link_code(root: bytes, path: bytes) -> str:
+    """No link is followed: what it leads to inside the folder is seen there, and what is outside is refused."""
+    top = os.path.realpath(root)
+    target = os.path.realpath(os.path.join(top, path))  # noqa: PTH118 - pathlib has no bytes paths
+    return "not_regular" if target.startswith(top.rstrip(b"/") + b"/") else "outside_root"
+
+
 def _look(
     found: Walk,
+    root: bytes,
     folder: bytes,
     item: os.DirEntry[bytes],
     folders: list[bytes],
@@ -111,7 +119,7 @@ def _look(
         else:
             folders.append(path)
     else:
-        found.odd.append((path, "outside_root" if stat.S_ISLNK(seen.st_mode) else "not_regular"))
+        found.odd.append((path, _link_code(root, path) if stat.S_ISLNK(seen.st_mode) else "not_regular"))
 
 
 def changed(found: Walk, known: Mapping[bytes, Known]) -> Iterator[Entry]:

@@ -170,7 +170,12 @@ def _known(work: Work, digest: str, context: StageContext) -> bool:
 
 
 def _limits_of(finding: Finding, services: Services) -> dict[str, float] | None:
-    names = {"too_many_pixels": "max_pixels", "too_many_frames": "max_frames"}
+    names = {
+        "too_many_pixels": "max_pixels",
+        "too_many_frames": "max_frames",
+        "decoder_timeout": "decode_seconds",
+        "decoder_memory": "decode_memory_bytes",
+    }
     name = names.get(finding.code or "")
     return {name: services.limits()[name]} if name else None
 

@@ -33,7 +33,8 @@ _POLL_SHARE = 10
 def own_folders(settings: Settings) -> set[tuple[int, int]]:
     """Device and inode of the folders that hold what we make."""
     found = set()
-    for folder in (settings.home, settings.dagster_home, Path(settings.store_url)):
+    store = Path(settings.store_url.removeprefix("file://"))
+    for folder in (settings.home, settings.dagster_home, store):
         try:
             seen = folder.stat()
         except OSError:

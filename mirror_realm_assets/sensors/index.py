@@ -55,13 +55,7 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             run_requests=[
                 dg.RunRequest(
                     partition_key=source.name,
-                    tags={
-                        "mirror-realm/source": source.name,
-                        "mirror-realm/lane": "index",
-                        "mirror-realm/by": "sensor",
-                        "dagster/priority": "10",  # short, and what people search in
-                        "dagster/max_runtime": str(_RUNTIME_SECONDS),
-                    },
+                    tags=index_tags(source.name, "sensor"),
                 )
                 for source in due
             ],
@@ -69,6 +63,17 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
         )
 
     return _sensor
+
+
+def index_tags(source: str, by: str) -> dict[str, str]:
+    """The tags of an index run."""
+    return {
+        "mirror-realm/source": source,
+        "mirror-realm/lane": "index",
+        "mirror-realm/by": by,
+        "dagster/priority": "10",  # short, and what people search in
+        "dagster/max_runtime": str(_RUNTIME_SECONDS),
+    }
 
 
 def due_sources(

@@ -31,7 +31,7 @@ from mirror_realm_assets.stages.worker import Worker
 
 Progress = Callable[[StageReport, int], None]  # the report so far, and how many pieces of work there are
 
-_CLAIM = 8  # items marked running in one transaction: at most so many are under suspicion after a crash
+_CLAIM = 8  # items marked running in one transaction
 _FLUSH_ITEMS = 16
 _FLUSH_SECONDS = 0.5
 _MAX_CRASHES = 2
@@ -189,7 +189,7 @@ class _Run:
         for start in range(0, len(works), step):
             if self.context.stage.lane == "enhance":
                 self.context.give_way()
-            if self.context.reason_to_stop():
+            if self.context.reason_to_stop() or self._out_of_space():
                 return
             chunk = works[start : start + step]
             with self.catalog.write() as conn:
@@ -197,6 +197,18 @@ class _Run:
                 items.claim(conn, chunk, self.context.lease.owner, self.context.services.settings.lease_seconds)
             self.claimed.update((work.item_id, work) for work in chunk)
             yield from chunk
+
+    def _out_of_space(self) -> bool:
+        """Whether enhancement must rest; ingest goes on, its results are small."""
+        if self.stage.lane != "enhance":
+            return False
+        free, mark = self.context.services.store.free_bytes(), self.context.services.settings.low_space_bytes
+        if free is None or free >= mark:
+            return False
+        self.context.stopped = (
+            f"Only {free / 1e9:.1f} GB are free for the store, below the mark of {mark / 1e9:.1f} GB."
+        )
+        return True
 
     def _flush(self) -> None:
         results, self.waiting = self.waiting, []

@@ -49,8 +49,7 @@ class Services:
 
     def limits(self) -> dict[str, float]:
         """Today's limits of one file, by the names under which refusals record them."""
-        s = self.settings
-        return {"max_pixels": s.max_pixels, "max_frames": s.max_frames, "max_file_bytes": s.max_file_bytes}
+        return self.settings.limits()
 
     def close(self) -> None:
         """Let go of everything."""

@@ -43,7 +43,7 @@ def embeddings_stage(proxy: str, precision: str) -> Stage:
     """
 
     def recipe(policy: SourcePolicy) -> Recipe:
-        model = spec(policy.embedder)
+        model = spec(policy.embedder, "embed")
         params = {"model": model.name, "precision": precision, "storage": "float16"}
         return Recipe("embeddings", CODE_VERSION, params, model.weights_sha256, {"proxy": proxy})
 

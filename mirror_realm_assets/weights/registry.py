@@ -100,15 +100,16 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 """Every model by its name."""
 
 
-def spec(name: str) -> ModelSpec:
-    """The model of that name.
+def spec(name: str, purpose: Purpose | None = None) -> ModelSpec:
+    """The model of that name, and of that purpose if one is given.
 
     Raises:
-        SetupError: `not_found`, naming the models there are.
+        SetupError: `not_found`, naming the models there are; `invalid_argument` for one of another purpose.
     """
-    try:
-        return MODELS[name]
-    except KeyError:
-        raise SetupError(
-            "not_found", f"There is no model {name!r}.", remedy=f"Choose one of: {', '.join(sorted(MODELS))}."
-        ) from None
+    fitting = sorted(model.name for model in MODELS.values() if purpose in (None, model.purpose))
+    found = MODELS.get(name)
+    if found is None or found.name not in fitting:
+        code = "not_found" if found is None else "invalid_argument"
+        what = f"There is no model {name!r}" if found is None else f"The model {name!r} is not made for this"
+        raise SetupError(code, f"{what}.", remedy=f"Choose one of: {', '.join(fitting)}.")
+    return found
