@@ -39,10 +39,8 @@ class NativeEvents:
             source.policy.watch == "auto" and on_network(Path(os.fsdecode(source.root)))
         ):
             return
-        from watchdog.observers import Observer
-
         if self._observer is None:
-            self._observer = Observer()
+            self._observer = _observer()
             self._observer.start()
         try:
             handler = _handler(source.id, source.root, self._events)
@@ -62,6 +60,21 @@ class NativeEvents:
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
+
+
+def _observer() -> BaseObserver:
+    """The system's observer; inotify's with "full" events, because a file moved in from elsewhere is told as new else.
+
+    A new file may still be written to, a moved one is whole.
+    """
+    from watchdog.observers import Observer
+    from watchdog.utils import UnsupportedLibcError
+
+    try:
+        from watchdog.observers.inotify import InotifyObserver
+    except (ImportError, UnsupportedLibcError):
+        return Observer()
+    return InotifyObserver(generate_full_events=True)
 
 
 def _handler(source_id: int, root: bytes, events: queue.Queue[tuple[int, bytes]]):  # type: ignore[no-untyped-def]

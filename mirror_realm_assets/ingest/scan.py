@@ -85,7 +85,7 @@ def _link_code(root: bytes, path: bytes) -> str:
     """No link is followed: what it leads to inside the folder is seen there, and what is outside is refused."""
     top = os.path.realpath(root)
     target = os.path.realpath(os.path.join(top, path))  # noqa: PTH118 - pathlib has no bytes paths
-    return "not_regular" if target.startswith(top.rstrip(b"/") + b"/") else "outside_root"
+    return "not_regular" if target == top or target.startswith(top.rstrip(b"/") + b"/") else "outside_root"
 
 
 def _look(
@@ -158,15 +158,24 @@ def missing_sightings(found: Walk, known: Mapping[bytes, Known], identity: Mappi
     ]
 
 
-def look_at(root: bytes, path: bytes, full: bytes, patterns: Sequence[str]) -> Entry | None:
-    """One regular file that is not ignored and not reached through a link, or None."""
+def look_at(
+    root: bytes, path: bytes, patterns: Sequence[str] = (), own: Collection[tuple[int, int]] = ()
+) -> Entry | None:
+    """One file that `walk` would take, or None: ignored, ours, no regular file, or reached through a link or mount."""
     if ignored(path, patterns):
         return None
+    *folders, _name = path.split(b"/")
+    place = root
     try:
-        seen = os.lstat(full)
-        inside = os.path.realpath(os.path.dirname(full)).startswith(os.path.realpath(root))  # noqa: PTH120
+        device = os.stat(root).st_dev  # noqa: PTH116 - pathlib has no bytes paths
+        for folder in folders:
+            place = os.path.join(place, folder)  # noqa: PTH118
+            above = os.lstat(place)
+            if not stat.S_ISDIR(above.st_mode) or above.st_dev != device or (above.st_dev, above.st_ino) in own:
+                return None
+        seen = os.lstat(os.path.join(root, path))  # noqa: PTH118
     except OSError:
         return None
-    if not stat.S_ISREG(seen.st_mode) or not inside:
+    if not stat.S_ISREG(seen.st_mode):
         return None
     return Entry(path, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev)

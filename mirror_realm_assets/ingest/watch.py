@@ -6,7 +6,6 @@ the journal.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 from mirror_realm_assets.catalog import files, leases, sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import Known, Sighting
-from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.ingest import scan
@@ -65,10 +63,9 @@ class FolderWatch:
         self._restless: dict[bytes, tuple[Entry, float]] = {}
         self._known: dict[bytes, Known] | None = None
 
-    @property
-    def policy(self) -> SourcePolicy:
-        """The policy it was begun with; another one begins a new watch."""
-        return self._source.policy
+    def is_of(self, source: Source) -> bool:
+        """Whether it was begun with the folder and the policy that the source has now; others begin a new watch."""
+        return (self._source.root, self._source.policy) == (source.root, source.policy)
 
     def scan(self, clock: Callable[[], float] = time.monotonic) -> Scanned:
         """Walk the source once and journal what rests.
@@ -108,8 +105,7 @@ class FolderWatch:
     def take(self, path: bytes) -> bool:
         """Take one file at once, because its writer has closed it; returns whether it was journalled."""
         known = self._load_known()
-        full = os.path.join(self._source.root, path)  # noqa: PTH118 - pathlib has no bytes paths
-        found = scan.look_at(self._source.root, path, full, self._source.policy.ignore)
+        found = scan.look_at(self._source.root, path, self._source.policy.ignore, own_folders(self._settings))
         if found is None:
             return False
         old = known.get(path)
@@ -168,7 +164,7 @@ def watch(
     try:
         while not stop.is_set():
             active = _mine(catalog, settings, worker_id)
-            same = {s.id for s in active if s.id in watches and watches[s.id].policy == s.policy}
+            same = {s.id for s in active if s.id in watches and watches[s.id].is_of(s)}
             for source_id in set(watches) - same:
                 del watches[source_id]
                 native.forget(source_id)

@@ -26,6 +26,17 @@ def new_home(tmp_path: Path, models_dir: Path) -> Iterator[Callable[..., Running
 
 
 @pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints one line about how a long test went, also when output is captured."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}")  # noqa: T201
+
+    return say
+
+
+@pytest.fixture
 def drop(photos: dict[str, npt.NDArray[np.uint8]]) -> Callable[..., Path]:
     """Saves one of the shared photographs, small and made unique by a number, as JPEG."""
     from PIL import Image

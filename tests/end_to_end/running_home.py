@@ -14,17 +14,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import sources, status
+from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.settings import Settings
 
 _GONE_SECONDS = 60.0
+_ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A run worker in the middle of something: its pid, and the items it has marked as running."""
+
+    pid: int
+    items: frozenset[int]
 
 
 def free_port() -> int:
@@ -115,6 +127,77 @@ class RunningHome:
             assert time.monotonic() < end, f"not within {seconds} s: {what}; last {found}\n{self.logs()}"
             time.sleep(0.5)
 
+    def wait_at_work(self, feature: str, seconds: float, *, done: int = 0) -> AtWork:
+        """Wait until a run worker has pictures of a feature in work, and `done` of them are recorded; at once after."""
+        end = time.monotonic() + seconds
+        while True:
+            found = self._at_work(feature, done)
+            if found is not None:
+                return found
+            assert time.monotonic() < end, f"{feature} was not begun within {seconds} s\n{self.logs()}"
+            time.sleep(0.01)
+
+    def _at_work(self, feature: str, done: int) -> AtWork | None:
+        items, workers = t.batch_items.c, t.workers.c
+        query = (
+            sa.select(workers.pid, items.id)
+            .join(t.workers, workers.id == items.worker_id)
+            .where(items.feature == feature, items.state == "running", workers.kind == "run")
+            .where(workers.ended_at.is_(None))
+        )
+        with self._catalog.read() as conn:
+            rows = conn.execute(query).all()
+            if not rows or (done and len(self._recorded(conn, feature)) < done):
+                return None
+        return AtWork(int(rows[0][0]), frozenset(int(row[1]) for row in rows))
+
+    def items_in_work(self) -> frozenset[int]:
+        """Ids of the items that are marked as running."""
+        with self._catalog.read() as conn:
+            return frozenset(conn.execute(sa.select(t.batch_items.c.id).where(t.batch_items.c.state == "running")).scalars())
+
+    def crashed_items(self) -> dict[int, int]:
+        """Ids of the items whose worker died on them, with how often."""
+        items = t.batch_items.c
+        with self._catalog.read() as conn:
+            return {row[0]: row[1] for row in conn.execute(sa.select(items.id, items.crashes).where(items.crashes > 0))}
+
+    def recorded(self, feature: str | None = None) -> list[dict[str, Any]]:
+        """The recorded features."""
+        with self._catalog.read() as conn:
+            return self._recorded(conn, feature)
+
+    @staticmethod
+    def _recorded(conn: sa.Connection, feature: str | None) -> list[dict[str, Any]]:
+        query = sa.select(t.features)
+        if feature is not None:
+            query = query.where(t.features.c.feature == feature)
+        return [dict(row) for row in conn.execute(query).mappings()]
+
+    def indexed(self) -> set[tuple[str, int]]:
+        """Picture and part of every live member of the index."""
+        members = t.index_members.c
+        with self._catalog.read() as conn:
+            rows = conn.execute(sa.select(members.image_digest, members.part).where(members.deleted_at.is_(None)))
+            return {(row[0], row[1]) for row in rows}
+
+    def embedded(self) -> set[tuple[str, int]]:
+        """Picture and part of every verified embedding in the ledger."""
+        return {
+            (row["image_digest"], row["part"])
+            for row in self.recorded("embeddings")
+            if row["status"] == "ok" and row["verified"]
+        }
+
+    def wait_runs_ended(self, seconds: float) -> list[tuple[str, str, str]]:
+        """Wait until no run is under way or queued; returns all runs."""
+        end = time.monotonic() + seconds
+        while True:
+            runs = self.dagster_runs()
+            if all(status in _ENDED for _job, status, _key in runs):
+                return runs
+            assert time.monotonic() < end, f"runs left: {runs}\n{self.logs()}"
+
     def logs(self) -> str:
         """The last lines of every log."""
         names = [self.home / "up.out", *sorted((self.home / "logs").glob("*.log"))]
@@ -141,6 +224,11 @@ class RunningHome:
                 continue
             if all(word in line for word in words):
                 found.append(process)
+        return found
+
+    def daemon(self) -> psutil.Process:
+        """The Dagster daemon itself, not its guardian."""
+        (found,) = [p for p in self.find("dagster-daemon") if "supervised.py" not in " ".join(p.cmdline())]
         return found
 
     def kill_everything(self) -> None:

@@ -1,0 +1,23 @@
+"""`python -m benchmarks [NAME...]`: runs the named benchmarks, all without names."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import engine, latency
+
+ALL = {"engine": engine.main, "latency": latency.main}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    names = sys.argv[1:] or list(ALL)
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        sys.exit(f"There is no benchmark {unknown[0]!r}; there are {', '.join(ALL)}.")
+    for name in names:
+        ALL[name]()
+
+
+if __name__ == "__main__":
+    main()

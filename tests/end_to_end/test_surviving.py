@@ -1,0 +1,137 @@
+"""Whatever is killed, and whenever: the work goes on by itself, nothing is done twice, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from running_home import RunningHome, all_ok
+
+FEATURES = ("raw_media", "embeddings", "enhanced_images")
+SEARCH = ("raw_media", "embeddings")
+RECOVERY_SECONDS = 60.0
+PHOTOS = 8
+
+NewHome = Callable[..., RunningHome]
+Drop = Callable[..., Path]
+Tell = Callable[[str], None]
+
+
+def fill(home: RunningHome, drop: Drop, count: int = PHOTOS, *, side: int = 48) -> None:
+    for number in range(count):
+        drop(home.folder, number, side=side)
+
+
+def kill(*pids: int) -> float:
+    """kill -9 of processes at once; returns when, on the monotonic clock."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    at = time.monotonic()
+    for pid in pids:
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+    return at
+
+
+def wait_searchable(home: RunningHome, since: float, count: int = PHOTOS) -> float:
+    """Seconds from `since` until all is searchable, which must not be too many."""
+    left = RECOVERY_SECONDS - (time.monotonic() - since)
+    home.wait_for(all_ok(count, *SEARCH), left, what=f"searchable {RECOVERY_SECONDS:.0f} s after the kill")
+    return time.monotonic() - since
+
+
+def wait_enhanced(home: RunningHome, since: float, count: int = PHOTOS) -> float:
+    """Seconds from `since` until all is enhanced, without the enhancing itself; they must not be too many."""
+    before = {row["id"] for row in home.recorded("enhanced_images")}
+    home.wait_for(all_ok(count, *FEATURES), RECOVERY_SECONDS + 20.0 * count, what="all is enhanced")
+    took = time.monotonic() - since
+    enhancing = sum(row["seconds"] or 0.0 for row in home.recorded("enhanced_images") if row["id"] not in before)
+    assert took - enhancing <= RECOVERY_SECONDS, f"{took:.0f} s, of which {enhancing:.0f} s enhancing"
+    return took - enhancing
+
+
+def check_nothing_left(home: RunningHome, drop: Drop, crashed: frozenset[int], count: int = PHOTOS) -> str:
+    """Nothing was done twice, no run is left, no slot is taken, the index is the ledger; returns what is worth telling."""
+    runs = home.wait_runs_ended(60)
+    once_more = [row for row in home.recorded() if row["attempts"] != 1]
+    assert not once_more, once_more
+    assert home.crashed_items() == dict.fromkeys(crashed, 1), "crashes are counted for what was begun, once"
+    assert len(home.recorded("enhanced_images")) == count
+
+    # A slot that stays taken would hold this one up for ever.
+    drop(home.folder, 200)
+    home.wait_for(
+        lambda s: all_ok(count + 1, *FEATURES)(s) and s["index"]["vectors"] == count + 1,
+        120,
+        what="a photo that came afterwards is done",
+    )
+    assert home.indexed() == home.embedded()
+    assert len(home.embedded()) == count + 1
+    runs = home.wait_runs_ended(60)
+    ended = {status: sum(found == status for _job, found, _key in runs) for _job, status, _key in runs}
+    return f"runs {ended}, none left; {len(crashed)} crashes counted; every feature attempts 1"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_run_worker_is_replaced_and_only_its_own_work_goes_on(
+    new_home: NewHome, drop: Drop, tell: Tell
+) -> None:
+    home = new_home()
+    fill(home, drop)
+    home.up()
+    crashed: frozenset[int] = frozenset()
+    took = []
+    for feature in FEATURES:
+        working = home.wait_at_work(feature, 120, done=0 if feature != "enhanced_images" else 2)
+        killed = kill(working.pid)
+        assert home.items_in_work(), f"{feature} was finished before the kill"
+        crashed |= home.items_in_work()
+        if feature == "embeddings":
+            took.append(f"{feature} {wait_searchable(home, killed):.0f} s")
+        elif feature == "enhanced_images":
+            took.append(f"{feature} {wait_enhanced(home, killed):.0f} s")
+    tell(f"run worker killed: {', '.join(took)}; {check_nothing_left(home, drop, crashed)}")
+    assert home.stop() == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_daemon_is_started_again_and_disturbs_no_work(new_home: NewHome, drop: Drop, tell: Tell) -> None:
+    home = new_home()
+    fill(home, drop)
+    home.up()
+    home.wait_at_work("embeddings", 120)
+    killed = kill(home.daemon().pid)
+    took = [f"embeddings {wait_searchable(home, killed):.0f} s"]
+    home.wait_at_work("enhanced_images", 90, done=2)
+    killed = kill(home.daemon().pid)
+    took.append(f"enhanced_images {wait_enhanced(home, killed):.0f} s")
+    tell(f"daemon killed: {', '.join(took)}; {check_nothing_left(home, drop, frozenset())}")
+    assert home.stop() == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_code_server_killed_with_its_run_worker_leaves_no_run_behind(
+    new_home: NewHome, drop: Drop, tell: Tell
+) -> None:
+    home = new_home()
+    fill(home, drop)
+    home.up()
+    crashed: frozenset[int] = frozenset()
+    took = []
+    for feature, done, finished in (("embeddings", 0, wait_searchable), ("enhanced_images", 2, wait_enhanced)):
+        working = home.wait_at_work(feature, 120, done=done)
+        code_server = psutil.Process(working.pid).ppid()
+        killed = kill(working.pid, code_server)
+        assert home.items_in_work(), f"{feature} was finished before the kill"
+        crashed |= home.items_in_work()
+        took.append(f"{feature} {finished(home, killed):.0f} s")
+    tell(f"code server and run worker killed: {', '.join(took)}; {check_nothing_left(home, drop, crashed)}")
+    assert home.stop() == 0

@@ -1,0 +1,218 @@
+"""One walk over a folder: what is taken, what is not and why, and what a walk proves about absent files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror_realm_assets.catalog.files import Known
+from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.ingest import scan
+from mirror_realm_assets.ingest.scan import Walk, walk
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def fill(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def names(found: Walk) -> set[bytes]:
+    return {entry.path for entry in found.entries}
+
+
+def known(found: Walk, state: str = "present") -> dict[bytes, Known]:
+    return {e.path: Known(e.size, e.mtime_ns, e.inode, state) for e in found.entries}
+
+
+def test_files_of_every_depth_are_seen_with_their_stat(root: Path) -> None:
+    deep = "/".join(["d"] * 60) + "/a.png"
+    fill(root, "a.png", deep)
+    found = walk(os.fsencode(root))
+    assert names(found) == {b"a.png", deep.encode()}
+    (entry,) = [e for e in found.entries if e.path == b"a.png"]
+    seen = (root / "a.png").stat()
+    assert (entry.size, entry.mtime_ns, entry.inode, entry.device) == (
+        seen.st_size,
+        seen.st_mtime_ns,
+        seen.st_ino,
+        seen.st_dev,
+    )
+    assert found.complete
+    assert found.identity == {"device": root.stat().st_dev, "inode": root.stat().st_ino}
+
+
+def test_odd_names_are_files_like_any_other(root: Path) -> None:
+    odd = [b"\xff\xfe.png", b"new\nline.png", b"-rf.jpg", "😀'\"`$(id).png".encode(), b"x" * 251 + b".png"]
+    for name in odd:
+        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(b"x")
+    assert names(walk(os.fsencode(root))) == set(odd)
+
+
+def test_ignored_names_are_counted_and_whole_folders_of_them_are_not_entered(root: Path) -> None:
+    fill(root, "a.png", ".DS_Store", "Thumbs.db", "half.png.part", "@eaDir/a.png", "raw/b.png", "raw.png")
+    found = walk(os.fsencode(root), ["raw"])
+    assert names(found) == {b"a.png", b"raw.png"}
+    assert found.ignored == 5
+
+
+def test_links_are_refused_with_where_they_lead(root: Path, tmp_path: Path) -> None:
+    fill(root, "sub/a.png")
+    (tmp_path / "photos-of-others").mkdir()  # its path begins as the root's does
+    (root / "inside.png").symlink_to("sub/a.png")
+    (root / "outside.png").symlink_to("/etc/passwd")
+    (root / "neighbour").symlink_to(tmp_path / "photos-of-others")
+    (root / "dangling.png").symlink_to("nowhere.png")
+    (root / "loop").symlink_to("loop")
+    (root / "self").symlink_to(".")
+    found = walk(os.fsencode(root))
+    assert names(found) == {b"sub/a.png"}
+    assert dict(found.odd) == {
+        b"inside.png": "not_regular",
+        b"outside.png": "outside_root",
+        b"neighbour": "outside_root",
+        b"dangling.png": "not_regular",
+        b"loop": "not_regular",
+        b"self": "not_regular",
+    }
+
+
+def test_pipes_and_sockets_are_not_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(root / "pipe.png")
+    monkeypatch.chdir(root)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        found = walk(os.fsencode(root))
+    assert found.entries == []
+    assert dict(found.odd) == {b"pipe.png": "not_regular", b"socket.png": "not_regular"}
+
+
+def test_our_own_folders_are_no_input(root: Path) -> None:
+    fill(root, "a.png", "home/store/proxy.jpg", "home/b.png")
+    seen = (root / "home").stat()
+    assert names(walk(os.fsencode(root), own=[(seen.st_dev, seen.st_ino)])) == {b"a.png"}
+
+
+def test_a_folder_that_is_not_there_is_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for missing in ("nowhere", "file"):
+        with pytest.raises(SetupError) as error:
+            walk(os.fsencode(tmp_path / missing))
+        assert error.value.code == "folder_missing"
+
+
+@pytest.fixture
+def unreadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder `closed` cannot be listed (root's own right to read everything would hide a mode of 0)."""
+    listing = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.fsencode(path).endswith(b"/closed"):
+            raise PermissionError(13, "Permission denied")
+        return listing(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refusing)
+        yield
+
+
+def test_a_closed_subtree_makes_the_walk_partial_and_nothing_missing(root: Path, unreadable: None) -> None:
+    fill(root, "a.png", "open/b.png")
+    before = known(walk(os.fsencode(root)))
+    fill(root, "closed/c.png")
+    before[b"closed/c.png"] = Known(1, 1, 1, "present")
+    (root / "open" / "b.png").unlink()
+    found = walk(os.fsencode(root))
+    assert not found.complete
+    assert found.errors == ["Permission denied"]
+    assert names(found) == {b"a.png"}
+    assert scan.missing_sightings(found, before, found.identity) == []
+
+
+def test_only_a_complete_walk_of_the_same_root_proves_absence(root: Path) -> None:
+    fill(root, "a.png", "b.png", "c.png", "d.png")
+    first = walk(os.fsencode(root))
+    before = known(first)
+    before[b"c.png"] = Known(5, 1, 1, "missing")
+    before[b"d.png"] = Known(5, 1, 1, "ignored")
+    for name in ("b.png", "c.png", "d.png"):
+        (root / name).unlink()
+    found = walk(os.fsencode(root))
+    assert [s.path for s in scan.missing_sightings(found, before, first.identity)] == [b"b.png"]
+    assert [s.path for s in scan.missing_sightings(found, before, None)] == [b"b.png"]
+    other = first.identity | {"inode": first.identity["inode"] + 1}
+    assert scan.missing_sightings(found, before, other) == []
+
+
+def test_an_empty_listing_of_a_known_folder_proves_nothing(root: Path) -> None:
+    fill(root, "a.png")
+    before = known(walk(os.fsencode(root)))
+    (root / "a.png").unlink()
+    assert scan.missing_sightings(walk(os.fsencode(root)), before, None) == []
+
+
+def test_what_is_new_other_or_back_is_changed_and_what_is_as_before_is_not(root: Path) -> None:
+    fill(root, "same.png", "grown.png", "touched.png", "back.png")
+    before = known(walk(os.fsencode(root)))
+    before[b"back.png"] = Known(*[getattr(before[b"back.png"], n) for n in ("size", "mtime_ns", "inode")], "missing")
+    fill(root, "new.png")
+    with (root / "grown.png").open("ab") as file:
+        file.write(b"more")
+    os.utime(root / "touched.png", ns=(1, 1))  # an old time is a change too
+    found = walk(os.fsencode(root))
+    assert {e.path for e in scan.changed(found, before)} == {b"new.png", b"grown.png", b"touched.png", b"back.png"}
+
+
+def test_an_odd_thing_is_reported_once(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    found = walk(os.fsencode(root))
+    (told,) = scan.odd_sightings(found, {})
+    assert (told.kind, told.path, told.code) == ("ignored", b"pipe", "not_regular")
+    assert scan.odd_sightings(found, {b"pipe": Known(0, 0, None, "ignored")}) == []
+
+
+# --- One file alone, as an event names it. ---
+
+
+def look(root: Path, name: bytes, **options: Any) -> scan.Entry | None:
+    return scan.look_at(os.fsencode(root), name, **options)
+
+
+def test_one_file_is_looked_at_as_a_walk_does(root: Path, tmp_path: Path) -> None:
+    fill(root, "sub/a.png", ".DS_Store")
+    fill(tmp_path, "photos-of-others/b.png")
+    (root / "link.png").symlink_to("sub/a.png")
+    (root / "linked").symlink_to("sub")
+    (root / "neighbour").symlink_to(tmp_path / "photos-of-others")
+    os.mkfifo(root / "pipe")
+    taken = look(root, b"sub/a.png")
+    assert taken is not None
+    assert taken in walk(os.fsencode(root)).entries
+    for name in (b".DS_Store", b"link.png", b"linked/a.png", b"neighbour/b.png", b"pipe", b"gone.png", b"sub"):
+        assert look(root, name) is None, name
+
+
+def test_one_file_of_ours_is_not_taken(root: Path) -> None:
+    fill(root, "home/store/proxy.jpg")
+    seen = (root / "home").stat()
+    assert look(root, b"home/store/proxy.jpg") is not None
+    assert look(root, b"home/store/proxy.jpg", own=[(seen.st_dev, seen.st_ino)]) is None
+
+
+def test_a_root_that_is_itself_a_link_is_looked_into(root: Path, tmp_path: Path) -> None:
+    fill(root, "sub/a.png")
+    (tmp_path / "link").symlink_to(root)
+    assert names(walk(os.fsencode(tmp_path / "link"))) == {b"sub/a.png"}
+    assert look(tmp_path / "link", b"sub/a.png") is not None
