@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import psutil
 
+from mirror_realm_assets import liveness
 from mirror_realm_assets.catalog import workers
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.workers import WorkerRow
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.liveness import is_alive
 
-_STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_UNDER_WAY = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+# Created and not even queued: whoever created it submits it within milliseconds, or died.
+_UNSUBMITTED = timedelta(minutes=3)
+# Written by a run's process: of its own under a daemon, the caller's under `ingest`.
+_PROCESS_EVENTS = ("Started process for run", "Executing steps in process")
 
 
 @dataclass
@@ -29,31 +42,59 @@ class Recovered:
     workers: int = 0
 
 
-def reconcile(instance: dg.DagsterInstance, catalog: Catalog) -> Recovered:
-    """End the runs of this host whose process is provably gone; safe to repeat and to run beside others."""
-    records = instance.get_run_records(dg.RunsFilter(statuses=_STARTED))
+def reconcile(
+    instance: dg.DagsterInstance, catalog: Catalog, lock: Path | None = None, *, forgive: bool = False
+) -> Recovered:
+    """End the runs of this host whose process is provably gone; safe to repeat and to run beside others.
+
+    Args:
+        instance: whose runs.
+        catalog: the ledger with the workers.
+        lock: the lock of the home. A run that was being launched before its present holder began was launched by
+            processes that ended with the holder before; without it such a run is left to Dagster's start time-out.
+        forgive: nothing of ours was left alive, so no picture is suspected; see `workers.bury_the_dead`.
+    """
+    records = instance.get_run_records(dg.RunsFilter(statuses=_UNDER_WAY))
     found = Recovered()
     if records:
         run_ids = [record.dagster_run.run_id for record in records]
         with catalog.read() as conn:
             known = workers.of_runs(conn, run_ids)
+        since = _supervised_since(lock) if lock else None
         for record in records:
             run = record.dagster_run
             mine = [worker for worker in known if worker.run_id == run.run_id]
-            if _is_gone(instance, run, mine):
+            if _is_gone(instance, record, mine, since):
                 instance.report_run_failed(run, "The process of this run is gone; its work goes on in a new run.")
                 found.runs.append(run.run_id)
-    found.workers = len(workers.bury_the_dead(catalog))
+    found.workers = len(workers.bury_the_dead(catalog, forgive=forgive))
     return found
 
 
-def _is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun, mine: Sequence[WorkerRow]) -> bool:
+def _supervised_since(lock: Path) -> datetime | None:
+    """When the supervisor that holds the lock began."""
+    try:
+        pid = liveness.held(lock)
+        return datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC) if pid is not None else None
+    except (psutil.Error, SetupError):
+        return None
+
+
+def _is_gone(
+    instance: dg.DagsterInstance, record: dg.RunRecord, mine: Sequence[WorkerRow], since: datetime | None
+) -> bool:
     """Whether no process works for the run any more: proved, never guessed from silence."""
     if mine:
         return all(is_alive(worker.process) is False for worker in mine)
+    run, changed = record.dagster_run, record.update_timestamp.astimezone(UTC)
+    if run.status is dg.DagsterRunStatus.NOT_STARTED:
+        return datetime.now(UTC) - changed > _UNSUBMITTED
+    if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
+        return False  # its process is on another machine, where its pid means something else
     started = _started_process(instance, run.run_id)
     if started is None:
-        return False  # not begun yet; Dagster's own start time-out sees to it
+        # Not begun yet. What launched it before our supervisor began is gone; else Dagster's start time-out sees to it.
+        return since is not None and changed < since
     pid, at = started
     try:
         return psutil.Process(pid).create_time() > at + 1
@@ -65,7 +106,7 @@ def _started_process(instance: dg.DagsterInstance, run_id: str) -> tuple[int, fl
     """Pid of the run's process and when it said so, from the event that it writes before its first step."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         event = entry.dagster_event
-        if event is None or not (event.message or "").startswith("Started process for run"):
+        if event is None or not (event.message or "").startswith(_PROCESS_EVENTS):
             continue
         pid = event.engine_event_data.metadata.get("pid")
         if pid is not None and str(pid.value).isdigit():

@@ -46,8 +46,9 @@ def of_source(
     conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float]
 ) -> Iterator[FileRow]:
     """Every file of a source: unread places first, then media by id."""
+    being_read = _being_read(conn, source.id)
     for row in conn.execute(_unread(source.id)).mappings():
-        yield _unread_row(row, source, rules)
+        yield _unread_row(row, source, rules, is_running=row["id"] in being_read)
     last = 0
     while True:
         ids = list(
@@ -73,7 +74,23 @@ def _unread(source_id: int) -> sa.Select[Any]:
     )
 
 
-def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule]) -> FileRow:
+def _being_read(conn: sa.Connection, source_id: int) -> set[int]:
+    """Ids of the places that a worker reads right now."""
+    items = t.batch_items.c
+    query = (
+        sa.select(items.location_id)
+        .join(t.batches, t.batches.c.id == items.batch_id)
+        .where(
+            t.batches.c.source_id == source_id,
+            items.feature == RAW,
+            items.settled_at.is_(None),
+            items.state == "running",
+        )
+    )
+    return set(conn.execute(query).scalars())
+
+
+def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule], *, is_running: bool) -> FileRow:
     code = row["code"]
     status = "pending"
     if row["state"] == "ignored":
@@ -81,7 +98,7 @@ def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule]) -> Fi
     elif code and row["next_attempt_at"] is None:
         status = "refused" if REASONS[code].refusal else "failed"
     raw = {
-        "status": status,
+        "status": "running" if is_running and status == "pending" else status,
         "reason": row["reason"] or (REASONS[code].remedy if code else None),
         "code": code,
         "attempts": row["attempts"],

@@ -82,9 +82,10 @@ def of_source(conn: sa.Connection, source: Source, rules: Sequence[Rule]) -> Sou
     )
     unread = _unread(conn, source)
     running = _running(conn, source)
+    raw = next((recipe.digest for r in rules if r.feature == RAW and (recipe := r.recipe(source.policy))), "")
     for rule in rules:
         counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
-        counts.update(_raw(conn, source, rule) if rule.feature == RAW else _parts(conn, source, rule))
+        counts.update(_raw(conn, source, rule) if rule.feature == RAW else _parts(conn, source, rule, raw))
         wanted = rule.recipe(source.policy) is not None
         if rule.feature == RAW:
             counts.update(unread)
@@ -131,15 +132,22 @@ def _raw(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:
     return _by_status(rows)
 
 
-def _parts(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:
+def _parts(conn: sa.Connection, source: Source, rule: Rule, raw_recipe: str) -> Counter[str]:
+    """Pictures by what became of one feature.
+
+    A media whose bytes are known and not decoded yet counts as one picture; one that cannot be decoded now counts only
+    with what is recorded, because nothing more will ever be done with it.
+    """
     recipe = rule.recipe(source.policy)
     shown = (
         sa.select(t.locations.c.id)
-        .where(t.locations.c.media_id == t.media.c.id, t.locations.c.state == "present")
+        .where(t.locations.c.media_id == t.media.c.id, t.locations.c.state == "present", ~files.unidentified())
         .exists()
     )
     limit = rule.max_pixels(source.policy)
     pixels = t.parts.c.width * t.parts.c.height
+    raw = t.features.alias("raw")
+    hopeless = sa.or_(raw.c.status == "refused", sa.and_(raw.c.status == "failed", raw.c.next_attempt_at.is_(None)))
     # A subquery, because PostgreSQL does not see that two expressions with parameters are the same one.
     each = (
         sa.select(
@@ -148,11 +156,17 @@ def _parts(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:
             (pixels > (limit if limit is not None else _NO_LIMIT)).label("too_large"),
         )
         .select_from(t.media)
-        .join(t.parts, t.parts.c.content_id == t.media.c.content_id)
+        .join(t.contents, t.contents.c.id == t.media.c.content_id)
+        .outerjoin(t.parts, t.parts.c.content_id == t.media.c.content_id)
         .outerjoin(
             t.features, _is(t.parts.c.image_digest, t.parts.c.part, rule.feature, recipe.digest if recipe else "")
         )
-        .where(t.media.c.source_id == source.id, shown)
+        .outerjoin(raw, _is(t.contents.c.digest, sa.literal(0), RAW, raw_recipe, of=raw))
+        .where(
+            t.media.c.source_id == source.id,
+            shown,
+            sa.or_(t.features.c.status.is_not(None), sa.not_(sa.func.coalesce(hopeless, sa.false()))),
+        )
         .subquery()
     )
     rows = conn.execute(
@@ -174,9 +188,13 @@ def _by_status(rows: Any) -> Counter[str]:
 
 
 def _is(
-    digest: sa.ColumnElement[Any], part: sa.ColumnElement[Any], feature: str, recipe: str
+    digest: sa.ColumnElement[Any],
+    part: sa.ColumnElement[Any],
+    feature: str,
+    recipe: str,
+    of: sa.FromClause = t.features,
 ) -> sa.ColumnElement[bool]:
-    f = t.features.c
+    f = of.c
     return sa.and_(f.image_digest == digest, f.part == part, f.feature == feature, f.recipe == recipe)
 
 

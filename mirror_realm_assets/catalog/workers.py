@@ -17,6 +17,8 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.liveness import ProcessIdentity, is_alive
 
+_FORGIVEN_ATTEMPTS = 4
+
 
 @dataclass(frozen=True)
 class WorkerRow:
@@ -83,18 +85,35 @@ def of_runs(conn: sa.Connection, run_ids: Sequence[str]) -> list[WorkerRow]:
     return [_row(row) for row in conn.execute(sa.select(t.workers).where(t.workers.c.run_id.in_(run_ids))).mappings()]
 
 
-def bury_the_dead(catalog: Catalog) -> list[WorkerRow]:
+def bury_the_dead(catalog: Catalog, *, forgive: bool = False) -> list[WorkerRow]:
     """End the workers of this host whose process is provably gone, and free what they held.
 
     Their running items stay marked: whoever takes the batch next sees them and counts a crash.
+
+    Args:
+        catalog: the ledger.
+        forgive: everything died together (a power cut, a killed supervisor), which says nothing about the pictures that
+            were worked on: their items wait again without a crash. After some tries it does count, because a picture
+            can also take the whole machine along.
     """
     with catalog.read() as conn:
         dead = [worker for worker in open_workers(conn) if is_alive(worker.process) is False]
     if dead:
         with catalog.write() as conn:
             for worker in dead:
+                if forgive:
+                    _forgive(conn, worker.id)
                 end(conn, worker.id)
     return dead
+
+
+def _forgive(conn: sa.Connection, worker_id: str) -> None:
+    items = t.batch_items
+    conn.execute(
+        items.update()
+        .where(items.c.worker_id == worker_id, items.c.state == "running", items.c.attempt < _FORGIVEN_ATTEMPTS)
+        .values(state="waiting", worker_id=None, lease_until=None)
+    )
 
 
 def _row(row: sa.RowMapping) -> WorkerRow:

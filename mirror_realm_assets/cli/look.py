@@ -82,6 +82,7 @@ def _show_status(found: dict[str, Any]) -> None:
 def files(source: str | None, feature: str | None, wanted: str | None, as_json: bool) -> None:
     """A line for each file."""
     with opened() as (settings, services), services.catalog.read() as conn:
+        _require_feature(settings, feature)
         for row in _rows(conn, settings, services, source):
             if not _matches(row, feature, wanted):
                 continue
@@ -109,11 +110,16 @@ def _root(conn: sa.Connection, name: str) -> bytes:
     return sources.get(conn, name).root
 
 
+def _require_feature(settings: Settings, name: str | None) -> None:
+    """Also when there is no file yet: a misspelled feature is no empty answer."""
+    from mirror_realm_assets.pipeline import standard_stages
+
+    known = [stage.feature for stage in standard_stages(settings)]
+    if name is not None and name not in known:
+        raise SetupError("invalid_argument", f"There is no feature {name!r}.", remedy=f"Features: {', '.join(known)}.")
+
+
 def _matches(row: FileRow, feature: str | None, wanted: str | None) -> bool:
-    if feature is not None and feature not in row.features:
-        raise SetupError(
-            "invalid_argument", f"There is no feature {feature!r}.", remedy=f"Features: {', '.join(row.features)}."
-        )
     chosen = [row.features[feature]] if feature else list(row.features.values())
     return wanted is None or any(value["status"] == wanted for value in chosen)
 
@@ -142,11 +148,11 @@ def file(path_or_digest: str, as_json: bool) -> None:
     """Everything known about one file, by its path or its digest."""
     from mirror_realm_assets.catalog import listing, sources
 
-    full = os.fsencode(os.path.abspath(path_or_digest))  # noqa: PTH100 - links must stay as they are
+    full = _plain(os.fsencode(Path(path_or_digest).expanduser()))
     with opened() as (settings, services), services.catalog.read() as conn:
         for row in _rows(conn, settings, services, None):
             source = sources.get(conn, row.source)
-            places = [os.path.join(source.root, path) for path in row.paths]  # noqa: PTH118 - bytes
+            places = [_plain(os.path.join(source.root, path)) for path in row.paths]  # noqa: PTH118 - bytes
             if row.digest != path_or_digest and full not in places:
                 continue
             ids = listing.places_of(conn, source.id, row.paths)
@@ -159,6 +165,11 @@ def file(path_or_digest: str, as_json: bool) -> None:
                 show(Pretty(found, max_string=200))
             return
     raise SetupError("not_found", f"Nothing is known of {path_or_digest}.", remedy="Is its folder a source?")
+
+
+def _plain(path: bytes) -> bytes:
+    """Absolute and without `..`; a folder may have been registered by any spelling, and links must stay as they are."""
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 @click.command()

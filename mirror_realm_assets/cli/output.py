@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
-_out = Console(highlight=False, soft_wrap=True)
+# Without emoji codes: a file may be called `:smile:.jpg`.
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+# Control characters that JSON allows as they are, and that some terminals obey.
+_CONTROL = re.compile("[\x7f-\x9f]")
 
 
 def say(text: str) -> None:
@@ -37,8 +41,8 @@ def safe(text: str) -> str:
 
 def emit(value: Any) -> None:
     """One JSON value on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode())
-    sys.stdout.write("\n")
+    text = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode()
+    sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def paths_json(paths: Sequence[bytes]) -> dict[str, list[str]]:

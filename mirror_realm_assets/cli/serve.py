@@ -147,7 +147,7 @@ def recover() -> None:
 
     with opened() as (settings, services), dagster_instance(settings) as instance:
         try:
-            found = reconcile(instance, services.catalog)
+            found = reconcile(instance, services.catalog, forgive=True)
         except MirrorRealmError as error:
             raise SystemExit(f"{error}") from error
     if found.runs:

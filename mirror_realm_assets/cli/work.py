@@ -236,7 +236,7 @@ def retry(source: str | None, feature: str | None, as_json: bool) -> None:
     """Put failed work back; refused files stay refused until they change."""
     from mirror_realm_assets.catalog import features, files, sources, sweep
     from mirror_realm_assets.errors import REASONS
-    from mirror_realm_assets.ingest.batching import recompute
+    from mirror_realm_assets.ingest.batching import missing_of, recompute
     from mirror_realm_assets.pipeline import standard_stages
 
     refusals = [code for code, reason in REASONS.items() if reason.refusal]
@@ -254,7 +254,8 @@ def retry(source: str | None, feature: str | None, as_json: bool) -> None:
                     count += files.forget_failures(conn, each.id, refusals)
                 put_back[each.name] = count
                 if count:
-                    keys, _complete = recompute(conn, settings, stages, each, kind="retry", requested_by="cli")
+                    missing = missing_of(conn, settings, stages, each)
+                    keys, _complete = recompute(conn, settings, each, missing, kind="retry", requested_by="cli")
                     batches.extend(keys)
     if as_json:
         emit({"put_back": put_back, "batches": batches})

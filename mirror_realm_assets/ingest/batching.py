@@ -6,6 +6,7 @@ What belongs here: the one transaction that turns waiting files into batches. Wh
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from mirror_realm_assets.stages.stage import Stage, lane_features
 _FORMER = "former"
 _MAX_WAITING = 20_000  # of one source, looked at in one tick
 _SWEEP_BATCHES = 10  # formed in one tick
+_DRAIN_SECONDS = 20.0  # a tick must end well before Dagster gives it up after 60 s; the next one goes on
 # Search-lane work of one file on two cores, measured on photographs of 0.2 to 12 megapixels: a read and a decode, which
 # go with the bytes, and one embedding.
 _SECONDS_PER_FILE = 0.06
@@ -79,7 +81,8 @@ def form_batches(
     if lease is None:
         return Formed(leased=False)
     try:
-        while True:
+        end = time.monotonic() + _DRAIN_SECONDS
+        while time.monotonic() < end:
             with catalog.write() as conn:
                 leases.check(conn, lease)
                 drained = files.drain_journal(conn)
@@ -151,12 +154,12 @@ def _sweep(
     wanted_now = recipes_of(settings, stages, source)
     if source.swept_recipes == wanted_now:
         return []
+    # Looking through a whole source takes seconds: it must not hold SQLite's only write lock meanwhile.
+    with catalog.read() as conn:
+        todo = missing_of(conn, settings, stages, source) if sweep.has_media(conn, source.id) else []
     with catalog.write() as conn:
         leases.check(conn, lease)
-        if source.swept_recipes is None and not sweep.has_media(conn, source.id):
-            sources.set_swept(conn, source.id, wanted_now)
-            return []
-        keys, complete = recompute(conn, settings, stages, source, max_batches=_SWEEP_BATCHES)
+        keys, complete = recompute(conn, settings, source, todo, max_batches=_SWEEP_BATCHES)
         if complete:
             sources.set_swept(conn, source.id, wanted_now)
     return keys
@@ -172,25 +175,31 @@ def recipes_of(settings: Settings, stages: Sequence[Stage], source: Source) -> d
     return found | settings.limits()
 
 
+Missing = list[tuple[NewItem, tuple[str, ...]]]
+
+
+def missing_of(conn: sa.Connection, settings: Settings, stages: Sequence[Stage], source: Source) -> Missing:
+    """What is wanted, missing and in no open batch, among the source's known media: items with their features."""
+    return list(sweep.missing_media(conn, source, [stage.rule for stage in stages], settings.limits()))
+
+
 def recompute(
     conn: sa.Connection,
     settings: Settings,
-    stages: Sequence[Stage],
     source: Source,
+    missing: Missing,
     *,
     kind: str = "recompute",
     requested_by: str = "policy",
     max_batches: int | None = None,
 ) -> tuple[list[str], bool]:
-    """Form batches for what is wanted, missing and in no open batch, among the source's known media.
+    """Form batches for what `missing_of` found; whatever was done meanwhile costs nothing when they run.
 
     Returns:
         Keys of the new batches, and whether nothing was left over.
     """
-    limits = settings.limits()
-    rules = [stage.rule for stage in stages]
     groups: dict[tuple[str, ...], list[NewItem]] = defaultdict(list)
-    for item, features in sweep.missing_media(conn, source, rules, limits):
+    for item, features in missing:
         groups[features].append(item)
     keys: list[str] = []
     for features, found in groups.items():

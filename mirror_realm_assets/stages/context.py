@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror_realm_assets.catalog import batches as batch_rows
-from mirror_realm_assets.catalog import features, leases
+from mirror_realm_assets.catalog import features
 from mirror_realm_assets.catalog.batches import Batch
 from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.leases import Lease
@@ -50,7 +50,7 @@ class StageContext:
     @property
     def writer(self) -> Writer:
         """Writes to the store under intents of this worker."""
-        return Writer(self.services.store, CatalogIntents(self.services.catalog, self.lease.owner))
+        return Writer(self.services.store, CatalogIntents(self.services.catalog, self.lease))
 
     def reason_to_stop(self) -> str | None:
         """Why no further item should be begun, or None."""
@@ -133,8 +133,5 @@ class StageContext:
             Failed: `disk_full` or `store_failed`.
             LeaseLost: another worker has the batch.
         """
-        with self.services.catalog.read() as conn:
-            # A successor may have written this key already: a worker without its lease must not replace the bytes.
-            leases.check(conn, self.lease)
         with self.writer.writing([key]) as written:
             return written.put(key, data), list(written.intent_ids)

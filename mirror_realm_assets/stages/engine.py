@@ -120,6 +120,7 @@ class _Run:
         self.claimed: dict[int, Work] = {}
         self.waiting: list[Result] = []
         self.flushed_at = time.monotonic()
+        self.recorded: set[features.FeatureKey] = set()
         self.failed: Counter[str] = Counter()
         self.failed_keys: list[Result] = []
         context.stop = self._reason_to_stop
@@ -154,8 +155,10 @@ class _Run:
             items.count_crashes(conn, context.batch.id, self.stage.feature)
             works = self._settle(conn)
         pending = [w for w in works if w.feature == self.stage.feature and w.verdict.state is State.PENDING]
-        if self.stage.feature == RAW:  # its subject is the place: one piece of work, however many parts it has
-            pending = list({work.item_id: work for work in pending}.values())
+        # One piece of work for each feature to be recorded: a place, or a picture wherever it lies. The items of a
+        # second file with the same picture are settled by the same record.
+        unique = {work.item_id if self.stage.feature == RAW else work.key: work for work in reversed(pending)}
+        pending = list(reversed(unique.values()))
         doomed = [work for work in pending if work.crashes >= _MAX_CRASHES]
         if doomed:
             self._set_aside(doomed)
@@ -254,8 +257,10 @@ class _Run:
         else:
             part = 0 if work.feature == RAW else work.subject.part
             key = features.FeatureKey(digest, part, work.feature, work.recipe.digest)
-            run_id = self.context.run_id
-            features.write(conn, key, work.recipe, finding, run_id=run_id, crashes=work.crashes, final=final)
+            if key not in self.recorded:  # two files of one batch with the same bytes are one record
+                run_id = self.context.run_id
+                features.write(conn, key, work.recipe, finding, run_id=run_id, crashes=work.crashes, final=final)
+            self.recorded.add(key)
         for kind, stored in result.objects:
             intents.name_object(conn, stored.key, kind, stored.sha256, stored.size)
         intents.end(conn, result.intents)

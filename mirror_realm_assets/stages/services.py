@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from mirror_realm_assets.catalog import intents
+from mirror_realm_assets.catalog import intents, leases
 from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.store.interface import Store
 
@@ -58,16 +59,21 @@ class Services:
 
 
 class CatalogIntents:
-    """The catalog's side of a store write: see `store.writing`."""
+    """The catalog's side of a store write under a lease: see `store.writing`."""
 
-    def __init__(self, catalog: Catalog, worker_id: str | None = None) -> None:
+    def __init__(self, catalog: Catalog, lease: Lease) -> None:
         self._catalog = catalog
-        self._worker_id = worker_id
+        self._lease = lease
 
     def begin(self, keys: Any) -> list[int]:
-        """Announce keys, in a transaction of their own."""
+        """Announce keys, in a transaction of their own.
+
+        Raises:
+            LeaseLost: a successor may have written these keys already, and its bytes must not be replaced.
+        """
         with self._catalog.write() as conn:
-            return intents.begin(conn, list(keys), self._worker_id)
+            leases.check(conn, self._lease)
+            return intents.begin(conn, list(keys), self._lease.owner)
 
     def end(self, ids: Any) -> None:
         """Give intents up, in a transaction of their own."""

@@ -31,7 +31,7 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         with capsys.disabled():
-            print(f"\n  {text}")  # noqa: T201
+            print(f"\n  {text}")
 
     return say
 

@@ -154,7 +154,9 @@ class RunningHome:
     def items_in_work(self) -> frozenset[int]:
         """Ids of the items that are marked as running."""
         with self._catalog.read() as conn:
-            return frozenset(conn.execute(sa.select(t.batch_items.c.id).where(t.batch_items.c.state == "running")).scalars())
+            return frozenset(
+                conn.execute(sa.select(t.batch_items.c.id).where(t.batch_items.c.state == "running")).scalars()
+            )
 
     def crashed_items(self) -> dict[int, int]:
         """Ids of the items whose worker died on them, with how often."""

@@ -56,8 +56,8 @@ def wait_enhanced(home: RunningHome, since: float, count: int = PHOTOS) -> float
 
 
 def check_nothing_left(home: RunningHome, drop: Drop, crashed: frozenset[int], count: int = PHOTOS) -> str:
-    """Nothing was done twice, no run is left, no slot is taken, the index is the ledger; returns what is worth telling."""
-    runs = home.wait_runs_ended(60)
+    """Nothing was done twice, no run is left, no slot is taken, the index is the ledger; returns words about it."""
+    home.wait_runs_ended(60)
     once_more = [row for row in home.recorded() if row["attempts"] != 1]
     assert not once_more, once_more
     assert home.crashed_items() == dict.fromkeys(crashed, 1), "crashes are counted for what was begun, once"
@@ -134,4 +134,49 @@ def test_a_code_server_killed_with_its_run_worker_leaves_no_run_behind(
         crashed |= home.items_in_work()
         took.append(f"{feature} {finished(home, killed):.0f} s")
     tell(f"code server and run worker killed: {', '.join(took)}; {check_nothing_left(home, drop, crashed)}")
+    assert home.stop() == 0
+
+
+def power_cut(home: RunningHome, feature: str, *, done: int = 0) -> frozenset[int]:
+    """kill -9 of everything while a feature is in work; returns the items that were."""
+    home.wait_at_work(feature, 120, done=done)
+    home.kill_everything()
+    left = home.items_in_work()
+    assert left, f"{feature} was finished before the kill"
+    return left
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_after_two_power_cuts_everything_is_finished_by_itself(new_home: NewHome, drop: Drop, tell: Tell) -> None:
+    home = new_home()
+    fill(home, drop)
+    home.up()
+    crashed = power_cut(home, "embeddings")
+    up = time.monotonic()
+    home.up()
+    took = [f"embeddings {wait_searchable(home, up):.0f} s"]
+    crashed |= power_cut(home, "enhanced_images", done=2)
+    up = time.monotonic()
+    home.up()
+    took.append(f"enhanced_images {wait_enhanced(home, up):.0f} s")
+    tell(f"two power cuts: {', '.join(took)} after the restart; {check_nothing_left(home, drop, crashed)}")
+    assert home.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_after_a_power_cut_the_batch_is_finished_by_itself(new_home: NewHome, drop: Drop, tell: Tell) -> None:
+    home = new_home("enhance=false")
+    fill(home, drop, 4, side=32)
+    home.up()
+    crashed = power_cut(home, "embeddings")
+    up = time.monotonic()
+    home.up()
+    took = wait_searchable(home, up, 4)
+    runs = home.wait_runs_ended(30)
+    assert all(row["attempts"] == 1 for row in home.recorded())
+    assert home.crashed_items() == dict.fromkeys(crashed, 1)
+    home.wait_for(lambda s: s["index"]["vectors"] == 4, 30, what="all is indexed")
+    assert home.indexed() == home.embedded()
+    tell(f"power cut: {took:.0f} s after the restart; runs {sorted(status for _job, status, _key in runs)}")
     assert home.stop() == 0

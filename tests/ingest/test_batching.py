@@ -43,15 +43,16 @@ class Inbox:
 
     def sizes(self) -> list[int]:
         with self.catalog.read() as conn:
-            return list(conn.execute(sa.select(t.batches.c.items).order_by(t.batches.c.id)).scalars())
+            return list(conn.execute(sa.select(t.batches.c["items"]).order_by(t.batches.c.id)).scalars())
 
     def settle(self) -> None:
         """Everything formed so far is done: its files are identified and its items settled."""
         with self.catalog.write() as conn:
-            loc = t.locations
+            held = sa.select(t.batch_items.c.location_id)
             at = conn.execute(sa.select(t.sources.c.created_at)).scalars().first()
             conn.execute(t.batch_items.update().values(state="settled", outcome="failed", settled_at=at))
-            conn.execute(loc.update().values(code="unsupported", state="unreadable"))
+            refused = {"code": "unsupported", "state": "unreadable"}
+            conn.execute(t.locations.update().where(t.locations.c.id.in_(held)).values(refused))
 
 
 @pytest.fixture

@@ -7,18 +7,19 @@ import os
 from pathlib import Path
 
 import pytest
-from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 
 from mirror_realm_assets.catalog import sources
 from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.ingest.opening import open_original
+from mirror_realm_assets.ingest.stage import raw_media_stage
+from mirror_realm_assets.stages.engine import run_stage
 
 
 def read(lab: Lab) -> None:
-    stages = cheap_stages(lab.settings)
+    stages = (raw_media_stage(lab.settings),)
     for batch in lab.form(stages):
-        run_lane(lab.services, stages, batch.key)
+        run_stage(stages[0], batch.key, lab.services, stages)
 
 
 def digest(data: bytes) -> str:

@@ -21,7 +21,7 @@ from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.errors import Failed, SystemicFailure
-from mirror_realm_assets.ingest.batching import recompute
+from mirror_realm_assets.ingest.batching import missing_of, recompute
 from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.engine import run_stage
@@ -354,7 +354,8 @@ def test_retry_puts_failures_back_and_leaves_refusals(lab: Lab) -> None:
         _make_due(lab)
     with lab.catalog.write() as conn:
         assert features.forget_failures(conn, None, sweep.digests_of(lab.source.id)) == 1
-        keys, _complete = recompute(conn, lab.settings, stages, lab.source, kind="retry")
+        missing = missing_of(conn, lab.settings, stages, lab.source)
+        keys, _complete = recompute(conn, lab.settings, lab.source, missing, kind="retry")
     assert len(keys) == 1
     healthy = (stages[0], replace(stages[1], run=MEAN))
     assert run_stage(healthy[1], keys[0], lab.services, healthy).counts == {"ok": 1}

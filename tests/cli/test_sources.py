@@ -1,0 +1,176 @@
+"""The registry of sources on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from cli_home import HOSTILE, Home, run, run_json, run_lines
+from lab import Lab
+
+from mirror_realm_assets.catalog import sources as registry
+from mirror_realm_assets.resources.library import open_services
+
+ESTIMATE = {
+    "files", "bytes", "sampled", "search_seconds", "enhance_files", "enhance_seconds", "enhance_bytes", "not_wanted",
+}  # fmt: skip
+
+
+@pytest.fixture
+def home(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("MIRROR_REALM_HOME", str(lab.home))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return Home(lab)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "[red]more\x1b[31m"
+    found.mkdir()
+    (found / "a.png").write_bytes(b"x")
+    return found
+
+
+def test_add_registers_a_folder_with_its_options_and_prints_the_estimate(home: Home, folder: Path) -> None:
+    found = run_json("sources", "add", "more", "--folder", str(folder), "--option", "enhance.max_pixels=5000",
+                     "--option", "ignore=*.gif", "--option", "ignore=raw")  # fmt: skip
+    assert set(found) == {"source", "estimate"}
+    assert set(found["estimate"]) == ESTIMATE
+    assert found["estimate"]["files"] == 1
+    shown = run_json("sources", "show", "more")
+    assert shown["options"]["enhance.max_pixels"] == 5000
+    assert shown["options"]["ignore"] == ["*.gif", "raw"]
+    assert (shown["name"], shown["state"], shown["kind"]) == ("more", "active", "folder")
+    assert run_json("sources", "estimate", "more") == found["estimate"]
+    listed = run_lines("sources", "list")
+    assert [source["name"] for source in listed] == ["demo", "more"]
+    assert listed[1]["options"] == {"enhance.max_pixels": 5000, "ignore": ["*.gif", "raw"]}
+
+
+def test_words_for_people_go_to_stderr_and_nothing_is_obeyed(home: Home, folder: Path) -> None:
+    result = run("sources", "add", "more", "--folder", str(folder), "--option", "faces=true")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "[red]more\\x1b[31m" in result.stderr
+    assert "1 files, 1 B." in result.stderr
+    assert "The option faces is kept, and has no effect yet." in result.stderr
+    for command in ("list", "show more", "estimate more", "check more"):
+        told = run("sources", *command.split())
+        assert told.exit_code == 0
+        assert "\x1b" not in told.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("Upper",), "is no source name"),
+        (("a" * 41,), "is no source name"),
+        (("demo",), "There is a source 'demo' already."),
+        (("x", "--option", "colour=red"), "There is no option 'colour'."),
+        (("x", "--option", "enhance"), "is not of the form key=value"),
+        (("x", "--option", "enhance.max_pixels=-1"), "Option 'enhance.max_pixels'"),
+        (("x", "--option", "embedder=nonsense"), "nonsense"),
+    ],
+)
+def test_what_cannot_be_registered_is_one_sentence_and_registers_nothing(
+    home: Home, folder: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    result = run("sources", "add", *arguments, "--folder", str(folder), "--json")
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert [source["name"] for source in run_lines("sources", "list")] == ["demo"]
+
+
+def test_a_folder_that_is_not_there_is_not_registered(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in ("nowhere", "file"):
+        result = run("sources", "add", "x", "--folder", str(tmp_path / path))
+        assert result.exit_code == 1
+        assert "There is no folder" in result.stderr
+    assert run("sources", "add", "x").exit_code == 2
+
+
+def test_options_are_changed_one_by_one(home: Home) -> None:
+    assert run("sources", "set", "demo", "--option", "enhance=false").exit_code == 0
+    assert run("sources", "set", "demo", "--option", "watch=poll").exit_code == 0
+    assert run_lines("sources", "list")[0]["options"] == {"enhance": False, "watch": "poll"}
+    assert run("sources", "set", "demo", "--option", "embedder=nonsense").exit_code == 1
+    assert run_lines("sources", "list")[0]["options"] == {"enhance": False, "watch": "poll"}
+
+
+def test_a_source_is_paused_and_goes_on(home: Home) -> None:
+    assert run("sources", "pause", "demo").exit_code == 0
+    shown = run_json("sources", "show", "demo")
+    assert (shown["state"], shown["state_reason"]) == ("paused", "by hand")
+    assert "paused (by hand)" in run("sources", "list").stdout
+    assert run("sources", "resume", "demo").exit_code == 0
+    assert run_json("sources", "show", "demo")["state"] == "active"
+
+
+def test_a_removed_source_is_forgotten_and_its_files_are_not_touched(home: Home) -> None:
+    picture = home.lab.picture("a.png")
+    before = (picture.read_bytes(), picture.stat().st_mtime_ns)
+    assert "not there yet" in run("sources", "remove", "demo", "--purge").stderr
+    assert run("sources", "remove", "demo").exit_code == 0
+    assert (picture.read_bytes(), picture.stat().st_mtime_ns) == before
+    assert run_lines("sources", "list") == []
+    for command in ("show", "pause", "resume", "remove", "estimate", "check"):
+        result = run("sources", command, "demo")
+        assert result.exit_code == 1
+        assert "There is no source 'demo'." in result.stderr
+    assert run("sources", "add", "demo", "--folder", str(home.lab.folder)).exit_code == 0
+    assert run_json("sources", "show", "demo")["state"] == "active"
+
+
+def test_check_tells_what_a_scan_would_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in HOSTILE:
+        home.put(name)
+    home.put(b".hidden")
+    os.mkfifo(home.lab.folder / "pipe")
+    found = run_json("sources", "check", "demo")
+    assert found == {"source": "demo", "ok": True, "files": len(HOSTILE), "ignored": 1, "not_read": 1, "errors": []}
+    (home.lab.folder / "closed").mkdir()
+    listing = os.scandir
+
+    def refusing(path: object) -> object:
+        if os.fsencode(path).endswith(b"/closed"):  # type: ignore[arg-type]
+            raise PermissionError(13, "Permission denied")
+        return listing(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    partial = run("sources", "check", "demo", "--json")
+    assert partial.exit_code == 1
+    assert json.loads(partial.stdout)["errors"] == ["Permission denied"]
+    assert "could not be read" in partial.stderr
+
+
+def test_a_folder_that_went_away_is_said_with_its_remedy(home: Home, tmp_path: Path) -> None:
+    home.lab.folder.rename(tmp_path / "away")
+    for command in ("check", "estimate"):
+        result = run("sources", command, "demo")
+        assert result.exit_code == 1
+        assert "mount the drive" in result.stderr
+
+
+def test_without_a_home_every_command_says_to_run_init(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRROR_REALM_HOME", str(tmp_path / "none"))
+    for command in (("sources", "list"), ("status",), ("files",), ("retry",), ("ingest", "demo")):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "mirror-realm init" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_name_that_is_no_utf8_can_be_registered(home: Home, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    assert run("sources", "add", "odd", "--folder", str(odd)).exit_code == 0
+    assert run_json("sources", "show", "odd")["folder"] == f"{tmp_path}/\\udcff"
+    home.lab.services = open_services(home.lab.settings)
+    with home.lab.catalog.read() as conn:
+        assert registry.get(conn, "odd").root == os.fsencode(odd)
