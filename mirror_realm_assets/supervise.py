@@ -67,6 +67,7 @@ class Timing:
 
     Attributes:
         tick: between two looks at the children.
+        vital: between two looks at what they cannot do without.
         leave: for a clean end of the children and of the runs in work.
         interrupt: for run workers to record that they were interrupted. With `leave` and a kill: within 15 s.
         predecessor: for the children of a killed supervisor, which their guardians end within `leave` + `interrupt`.
@@ -75,6 +76,7 @@ class Timing:
     """
 
     tick: float = 0.25
+    vital: float = 2.0
     leave: float = 8.0
     interrupt: float = 4.0
     predecessor: float = 15.0
@@ -136,6 +138,7 @@ class _Supervisor:
         self._stop = stop
         self._timing = timing
         self._one_at_a_time = threading.Lock()
+        self._look_at = 0.0
 
     def end_predecessors(self) -> None:
         """Waits for the children of a killed supervisor and kills those that do not end.
@@ -185,6 +188,12 @@ class _Supervisor:
             slot.living_groups()
             if not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None:
                 self._start(slot)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + self._timing.vital
+            for slot in self._slots:
+                if slot.lost_vital():
+                    self._report("failed", slot.child.name, f"Its {slot.child.vital[-1]} process is gone.")
+                    slot.terminate()
 
     def _start(self, slot: ChildProcess) -> None:
         try:
@@ -292,8 +301,10 @@ def children_of(settings: Settings, host: str, port: int) -> tuple[Child, ...]:
     webserver = (str(scripts / "dagster-webserver"), "-h", host, "-p", str(port), *module)
     daemon = (str(scripts / "dagster-daemon"), "run", *module)
     watcher = ("-m", "mirror_realm_assets.cli", "watch")
+    # Without its code server the daemon does nothing until it reloads its workspace, up to a minute later.
+    code_server = ("api", "grpc")
     return (
-        Child("webserver", (sys.executable, *webserver), env),
-        Child("daemon", (sys.executable, *daemon), env),
+        Child("webserver", (sys.executable, *webserver), env, code_server),
+        Child("daemon", (sys.executable, *daemon), env, code_server),
         Child("watch", (sys.executable, *watcher), env),
     )

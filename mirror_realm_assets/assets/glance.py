@@ -47,18 +47,22 @@ def preview(pictures: Sequence[tuple[bytes, ...]]) -> str | None:
     if not pictures:
         return None
     pairs = len(pictures[0]) > 1
-    rows = []
-    for group in pictures:
-        images = [_fitted(_open(data), _PREVIEW_SIDE) for data in group]
-        if pairs:
-            images = [images[0].resize(images[1].size, _nearest()), *images[1:]]
-        rows.append(_strip(images))
     header = "before | after" if pairs else "pictures"
-    for quality in range(70, 0, -10):
-        sheet = f"**{header}**\n\n![{header}]({_data_uri(_stacked(rows), quality)})"
-        if len(sheet) <= _PREVIEW_BYTES:
-            return sheet
+    opened = [[_open(data) for data in group] for group in pictures]
+    for side in (_PREVIEW_SIDE, _PREVIEW_SIDE // 2):  # a sheet of nothing but noise fits only at half the size
+        sheet = _stacked([_row(group, side, pairs=pairs) for group in opened])
+        for quality in range(70, 0, -20):
+            text = f"**{header}**\n\n![{header}]({_data_uri(sheet, quality)})"
+            if len(text) <= _PREVIEW_BYTES:
+                return text
     return None
+
+
+def _row(group: Sequence[Image.Image], side: int, *, pairs: bool) -> Image.Image:
+    images = [_fitted(image, side) for image in group]
+    if pairs:
+        images = [images[0].resize(images[1].size, _smooth()), *images[1:]]
+    return _strip(images)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -75,7 +79,7 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
     return copy
 
 
-def _nearest() -> Image.Resampling:
+def _smooth() -> Image.Resampling:
     from PIL import Image
 
     return Image.Resampling.BICUBIC

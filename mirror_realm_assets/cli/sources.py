@@ -11,6 +11,7 @@ import click
 from mirror_realm_assets.cli.library import opened
 from mirror_realm_assets.cli.output import emit, human_bytes, human_seconds, json_option, safe, say, show
 from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.settings import Settings
 
 
 @click.group("sources")
@@ -34,6 +35,7 @@ def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> Non
     if not root.is_dir():
         raise SetupError("folder_missing", f"There is no folder {root}.")
     with opened() as (settings, services):
+        _refuse_ours(settings, root)
         chosen = parse_options(options)
         check_policy(settings, parse_policy(chosen))
         with services.catalog.write() as conn:
@@ -63,6 +65,17 @@ def set_(name: str, options: tuple[str, ...]) -> None:
             sources.set_policy(conn, name, chosen)
     say(f"Source {safe(name)} is changed.")
     _say_unused(chosen)
+
+
+def _refuse_ours(settings: Settings, root: Path) -> None:
+    """What we make is never an input."""
+    real = root.resolve()
+    ours = [settings.dagster_home, settings.models_dir, Path(settings.store_url.removeprefix("file://"))]
+    inside = [folder for folder in ours if real.is_relative_to(folder.resolve())]
+    if inside or real == settings.home.resolve():
+        raise SetupError(
+            "invalid_argument", f"{root} belongs to Mirror Realm itself.", remedy="Choose a folder of your own files."
+        )
 
 
 @sources_group.command("list")

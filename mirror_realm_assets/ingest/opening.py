@@ -50,6 +50,8 @@ def _stored(services: Services, key: str, digest: str, stack: ExitStack) -> Orig
 
 def _worst(errors: list[MirrorRealmError]) -> MirrorRealmError:
     """One error for all places: a changed original outranks an unreadable one, and that one a missing one."""
+    if any(error.code in ("empty_file", "too_many_bytes") for error in errors):
+        return Failed("original_changed", "The file's bytes are not those that were recorded.")
     for code in ("original_changed", "unreadable", "io_error", "changed_while_reading", "out_of_memory"):
         for error in errors:
             if error.code == code:

@@ -13,6 +13,7 @@ from mirror_realm_assets.assets.factory import StageList
 from mirror_realm_assets.catalog import index, sources
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.jobs import AssetJob
 from mirror_realm_assets.partitions import data_source
 from mirror_realm_assets.resources.library import LibraryResource
@@ -46,7 +47,7 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             active = active_partitions(context.instance, job.name)
             due = [source for source in due if source.name not in active]
         if not due:
-            return dg.SkipReason("; ".join(waiting) or "Every embedding is indexed.")
+            return dg.SkipReason("; ".join(waiting) or "No index run is due.")
         with services.catalog.write() as conn:
             for source in due:
                 sources.index_failed(conn, source.id, "The last index run has not published yet.")
@@ -86,7 +87,11 @@ def due_sources(
     with services.catalog.read() as conn:
         at = now(conn)
         for source in sources.all_sources(conn):
-            recipe = embeddings.recipe(source.policy)
+            try:
+                recipe = embeddings.recipe(source.policy)
+            except SetupError as error:  # an unknown model of one source must not stop the others
+                waiting.append(f"{source.name}: {error}")
+                continue
             if recipe is None:
                 continue
             pending = index.count_pending(conn, source.id, recipe.digest)

@@ -53,7 +53,7 @@ class Mixture:
 
     def __init__(self, library: Library, source: sources.Source, seed: int) -> None:
         self.library, self.source = library, source
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - a mixture, no secret
         self.made = 0
 
     def add(self) -> None:
@@ -126,7 +126,7 @@ class Mixture:
             features.write(conn, key, recipe, finding, final=how == "failed")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_counts_are_those_of_the_listing(library: Library, seed: int) -> None:
     source = library.source(enhance=bool(seed % 3))
     mixture = Mixture(library, source, seed)

@@ -68,6 +68,7 @@ class RunningHome:
             **env,
         }
         self.up_process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self.run("init")
         for weights in models.glob("*.safetensors"):
             os.link(weights, self.home / "models" / weights.name)
@@ -116,6 +117,20 @@ class RunningHome:
             stderr=log,
             stdin=subprocess.DEVNULL,
         )
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a program of this home with this interpreter; modules beside this file can be loaded by name."""
+        log = (self.home / "up.out").open("ab")
+        env = {**self.env, "DAGSTER_HOME": str(self.home / "dagster"), "PYTHONPATH": str(Path(__file__).parent)}
+        program = subprocess.Popen(
+            [sys.executable, *command], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+        self._started.append(program)
+        return program
+
+    def start_daemon(self, module: str) -> subprocess.Popen[bytes]:
+        """Start a Dagster daemon of its own for a code location, without webserver, watcher or supervisor."""
+        return self.start(str(Path(sys.executable).parent / "dagster-daemon"), "run", "-m", module)
 
     def wait_for(self, done: Callable[[dict[str, Any]], bool], seconds: float, *, what: str) -> dict[str, Any]:
         """Wait until the status satisfies `done`; fails with what the logs say."""
@@ -262,6 +277,8 @@ class RunningHome:
                 continue
         if self.up_process is not None:
             self.up_process.wait(_GONE_SECONDS)
+        for started in self._started:
+            started.wait(_GONE_SECONDS)
         self._catalog.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
