@@ -30,6 +30,8 @@ _UNDER_WAY = [
 ]
 # Created and not even queued: whoever created it submits it within milliseconds, or died.
 _UNSUBMITTED = timedelta(minutes=3)
+# The start of a process is known in the boot time's whole seconds.
+_CLOCKS = timedelta(seconds=2)
 # Written by a run's process: of its own under a daemon, the caller's under `ingest`.
 _PROCESS_EVENTS = ("Started process for run", "Executing steps in process")
 
@@ -94,7 +96,7 @@ def _is_gone(
     started = _started_process(instance, run.run_id)
     if started is None:
         # Not begun yet. What launched it before our supervisor began is gone; else Dagster's start time-out sees to it.
-        return since is not None and changed < since
+        return since is not None and changed < since - _CLOCKS
     pid, at = started
     try:
         return psutil.Process(pid).create_time() > at + 1

@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     batch_items: int = Field(default=1000, ge=1)
     batch_bytes: int = Field(default=4 * _GIB, ge=1)
     batch_seconds: float = Field(default=300.0, gt=0, description="Estimated work of one batch of a backlog.")
-    batch_age_seconds: float = Field(default=1.0, ge=0, description="How long the first new file waits for others.")
+    # A tick comes every five seconds, so files collect without waiting; a second more would often cost a whole tick.
+    batch_age_seconds: float = Field(default=0.0, ge=0, description="How long the first new file waits for others.")
     watch_seconds: float = Field(default=1.0, gt=0, description="Pause between two polls of a watched folder.")
     quiet_seconds: float = Field(default=2.0, ge=0, description="A file rests this long before it is taken.")
     slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")

@@ -50,6 +50,7 @@ run_stage(slow, {batch!r}, open_services(settings), stages, run_id={run!r})
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as opened:
         yield opened
 
@@ -209,7 +210,7 @@ def test_a_run_that_is_being_launched_ends_only_if_its_launcher_belonged_to_an_e
 ) -> None:
     lock = lab.home / "up.lock"
     before = add_run(instance, STARTING)
-    time.sleep(1.1)
+    time.sleep(3.1)
     holder = subprocess.Popen(
         [
             sys.executable,

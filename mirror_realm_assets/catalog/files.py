@@ -246,7 +246,7 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
     if row["kind"] != "seen":  # its stat says nothing, so that it is known again when it can be read as before
         return place | _UNTRIED | {"state": _STATE[row["kind"]], "code": row["code"]}
     if (old["size"], old["mtime_ns"]) != (row["size"], row["mtime_ns"]):
-        stat = {"size": row["size"], "mtime_ns": row["mtime_ns"], "changed_at": at}
+        stat = {"size": row["size"], "mtime_ns": row["mtime_ns"], "changed_at": row["observed_at"]}
         return place | _UNTRIED | stat | {"state": "present"}
     if old["state"] == "present":
         return place
@@ -268,8 +268,8 @@ def _new_location(row: sa.RowMapping, at: datetime) -> dict[str, object]:
         "generation": row["generation"],
         "state": _STATE[row["kind"]],
         "code": row["code"],
-        "first_seen_at": at,
-        "changed_at": at,
+        "first_seen_at": row["observed_at"],
+        "changed_at": row["observed_at"],  # its wait for company began then, not when the journal was drained
         "last_seen_at": at,
     }
 
