@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mirror_realm_assets.errors import Failed, SetupError
+from mirror_realm_assets.understand.efficientnet_lite import efficientnet_lite0
 from mirror_realm_assets.weights.fetch import require
 from mirror_realm_assets.weights.hardware import (
     Device,
@@ -30,6 +31,9 @@ from mirror_realm_assets.weights.hardware import (
 )
 from mirror_realm_assets.weights.registry import ModelSpec
 from mirror_realm_assets.weights.registry import spec as model_spec
+
+if TYPE_CHECKING:
+    import torch
 
 Picture = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
@@ -112,7 +116,6 @@ class EfficientNetEmbedder:
         if spec.purpose != "embed" or spec.dim is None:
             raise SetupError("invalid_argument", f"{spec.name} makes no embeddings.")
         weights = require(spec, models_dir)
-        import timm
         import torch
         from safetensors.torch import load_file
 
@@ -122,10 +125,10 @@ class EfficientNetEmbedder:
         wanted: PrecisionSetting = "fp32" if precision == "auto" else precision
         self._precision = choose_precision(wanted, self._device, frozenset())
         torch.set_num_threads(threads)
-        network = timm.create_model(spec.architecture, pretrained=False)
+        network = efficientnet_lite0()
         network.load_state_dict(load_file(weights), strict=True)
         network.eval().to(device=self._device, dtype=torch_dtype(self._precision)).to(memory_format=torch.channels_last)
-        self._network: Any | None = network  # timm's methods for features and head are on no common type
+        self._network: torch.nn.Module | None = network
 
     @property
     def name(self) -> str:
@@ -171,14 +174,13 @@ class EfficientNetEmbedder:
         self._network = None
         release_memory()
 
-    def _features(self, network: Any, batch: npt.NDArray[np.float32]) -> Vectors:
+    def _features(self, network: torch.nn.Module, batch: npt.NDArray[np.float32]) -> Vectors:
         import torch
 
         with torch.inference_mode():
             pixels = torch.from_numpy(batch).to(device=self._device, dtype=torch_dtype(self._precision))
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            pooled = network.forward_head(network.forward_features(pixels), pre_logits=True)
-            features: Vectors = pooled.float().cpu().numpy()
+            features: Vectors = network(pixels).float().cpu().numpy()
         return features
 
 
