@@ -176,6 +176,7 @@ def landing(new_home: Callable[..., RunningHome]) -> Iterator[Landing]:
     opened.close()
 
 
+@pytest.mark.long
 def test_what_lands_while_indexes_are_built_is_found_at_once_and_indexed(
     landing: Landing, tell: Callable[[str], None]
 ) -> None:
