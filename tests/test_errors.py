@@ -126,7 +126,7 @@ def _raise(number: int) -> None:
 
 
 def test_errors_cross_a_process_border_whole() -> None:
-    with multiprocessing.get_context("fork").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         for number, error in enumerate(ERRORS):
             with pytest.raises(type(error)) as caught:
                 pool.apply(_raise, (number,))

@@ -34,10 +34,13 @@ def say(event):
     print(json.dumps(asdict(event)), flush=True)
 def fail():
     raise RuntimeError("the task failed")
-children = [Child(n, (sys.executable, "-c", text, str(home / (n + ".pid"))), dict(os.environ)) for n, text in programs]
+def child(name, text):
+    vital = ("vital",) if name == "needy" else ()
+    return Child(name, (sys.executable, "-c", text, str(home / (name + ".pid"))), dict(os.environ), vital)
+children = [child(name, text) for name, text in programs]
 try:
     code = supervise(children, home=home, before=lambda: (home / "before").touch(), every=[(0.2, fail)],
-                     on_event=say, timing=Timing(tick=0.05, backoff=(0.1, 0.2), **timing))
+                     on_event=say, timing=Timing(tick=0.05, vital=0.1, backoff=(0.1, 0.2), **timing))
 except SetupError as error:
     print(json.dumps({"kind": "refused", "name": error.code, "message": str(error)}), flush=True)
     sys.exit(1)
@@ -54,9 +57,14 @@ DAEMON = WRITE_PID + (
     "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'])\n"
     "open(sys.argv[1], 'a').write(f'{worker.pid}\\n')\ntime.sleep(120)\n"
 )
+# Cannot do without a process of its own, as the daemon cannot without its code server.
+NEEDY = WRITE_PID + (
+    "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)', 'vital'])\n"
+    "open(sys.argv[1], 'a').write(f'{worker.pid}\\n')\ntime.sleep(120)\n"
+)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 8.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -171,7 +179,7 @@ def test_after_kill_9_of_the_supervisor_no_child_is_left_and_the_lock_is_free(up
     one.process.kill()
     one.process.wait()
     assert held(one.home / "up.lock") is None
-    wait_for(lambda: gone(*pids), 5)
+    wait_for(lambda: gone(*pids), 20)
     two = up(("first", SLEEPER), ("second", SLEEPER))
     two.pids("first", 2)
     assert two.stop() == 0
@@ -195,14 +203,14 @@ def test_after_kill_9_everything_ends_without_a_new_supervisor(up: Callable[...,
     old = one.pids("child") + one.pids("daemon", 2)
     one.process.kill()
     one.process.wait()
-    wait_for(lambda: gone(*old), 6)
+    wait_for(lambda: gone(*old), 20)
 
 
 def test_a_child_of_a_killed_guardian_ends(up: Callable[..., Up]) -> None:
     one = up(("child", SLEEPER))
     (pid,) = one.pids("child")
     os.kill(os.getpgid(pid), signal.SIGKILL)
-    wait_for(lambda: gone(pid), 3)
+    wait_for(lambda: gone(pid), 20)
     one.pids("child", 2)
     assert one.stop() == 0
 
@@ -245,6 +253,22 @@ def test_a_task_that_fails_is_reported_and_harms_nobody(up: Callable[..., Up]) -
     one = up(("child", SLEEPER))
     wait_for(lambda: one.kinds().count("failed") >= 2)
     assert {"kind": "failed", "name": "fail", "message": "RuntimeError: the task failed"} in one.events()
+    assert one.stop() == 0
+
+
+def test_a_child_is_started_again_when_the_process_it_is_of_no_use_without_is_gone(up: Callable[..., Up]) -> None:
+    one = up(("needy", NEEDY), ("other", SLEEPER))
+    first, vital = one.pids("needy", 2)
+    (other,) = one.pids("other")
+    time.sleep(0.5)
+    assert "failed" not in [event["kind"] for event in one.events() if event["name"] == "needy"]
+    os.kill(vital, signal.SIGKILL)
+    second, _vital = one.pids("needy", 4)[2:]
+    assert second != first
+    assert gone(first, vital)
+    assert not gone(other)
+    (event,) = [event for event in one.events() if event["kind"] == "failed" and event["name"] == "needy"]
+    assert event["message"] == "Its vital process is gone."
     assert one.stop() == 0
 
 

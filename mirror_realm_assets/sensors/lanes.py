@@ -5,6 +5,7 @@ has a floor of 5 s: an interval of 5 often ticks every 10.
 """
 
 import json
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -30,6 +31,9 @@ IN_PROGRESS = [
 _MAX_QUEUED = 25  # of a lane: what is pending stays visible in the ledger, the queue need not hold it all
 _RUN_KEY = "dagster/run_key"
 _WILL_RETRY = "dagster/will_retry"
+# Dagster starts the retry within seconds. One that has not come after so long never will: its job is called otherwise
+# since an upgrade, or the failure was from before the daemon's very first start, which passes over older ones.
+_RETRY_SECONDS = 300.0
 _PARTITION = "dagster/partition"
 
 
@@ -133,7 +137,8 @@ def _ended(instance: dg.DagsterInstance, job_name: str, run_keys: Sequence[str])
         key = run.tags[_RUN_KEY]
         if key in ended or key in retrying:
             continue
-        if run.tags.get(_WILL_RETRY) == "true":
+        over = record.end_time or record.create_timestamp.timestamp()
+        if run.tags.get(_WILL_RETRY) == "true" and time.time() - over < _RETRY_SECONDS:
             retrying.add(key)
         else:
             ended[key] = "succeeded" if run.status is dg.DagsterRunStatus.SUCCESS else "failed"

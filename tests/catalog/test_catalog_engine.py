@@ -36,7 +36,7 @@ def _migrate(url: str) -> None:
 
 
 def test_four_processes_may_migrate_at_once_and_again(empty_url: str) -> None:
-    processes = [multiprocessing.get_context("fork").Process(target=_migrate, args=(empty_url,)) for _ in "1234"]
+    processes = [multiprocessing.get_context("forkserver").Process(target=_migrate, args=(empty_url,)) for _ in "1234"]
     for process in processes:
         process.start()
     for process in processes:

@@ -317,7 +317,7 @@ def test_recorders_and_drains_of_the_same_files_in_any_order_do_not_deadlock(lib
     source = library.source()
     library.sight(source, *(seen(b"%d" % n, "one") for n in range(10)))
     url = library.catalog.url.render_as_string(hide_password=False)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     workers = [context.Process(target=_record_and_drain, args=(url, source.id, n, str(tmp_path))) for n in range(3)]
     for worker in workers:
         worker.start()

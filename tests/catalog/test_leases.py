@@ -131,7 +131,7 @@ def _process_takes(url: str, n: int, start: object, won: object) -> None:
 
 
 def test_exactly_one_of_eight_processes_wins(catalog: Catalog) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     with context.Manager() as shared:
         start, won = shared.Barrier(8), shared.Queue()
         url = catalog.url.render_as_string(hide_password=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -196,6 +197,19 @@ def test_a_run_that_dagster_retries_is_left_alone_until_the_retry_is_over(floor:
     retry = floor.run(request, QUEUED)
     assert floor.requests() == []
     floor.over(retry, FAILURE)
+    floor.tick()
+    assert floor.pending()[0].attempt == 1
+
+
+def test_a_retry_that_dagster_promised_and_never_started_is_not_waited_for_for_ever(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor.see("a.png")
+    (request,) = floor.requests()
+    floor.run(request, FAILURE, **{"dagster/will_retry": "true"})
+    assert floor.requests() == []
+    later = time.time() + 301
+    monkeypatch.setattr("mirror_realm_assets.sensors.lanes.time.time", lambda: later)
     floor.tick()
     assert floor.pending()[0].attempt == 1
 

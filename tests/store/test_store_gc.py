@@ -14,7 +14,7 @@ from mirror_realm_assets.store import Store, Writer, keys
 from mirror_realm_assets.store.gc import GcReport, collect
 
 KEYS = [keys.derived_key("proxy", "cd" * 32, part, "ef" * 32, "webp") for part in range(3)]
-fork = multiprocessing.get_context("fork")
+processes = multiprocessing.get_context("forkserver")
 
 
 def written(store: Store, ledger: Ledger, *wanted: str) -> None:
@@ -132,7 +132,7 @@ def _write_and_forget(home: Home, key: str, until: float) -> None:
 def test_collecting_without_pause_never_takes_what_is_announced_or_named(
     home: Home, store: Store, ledger: Ledger, lease: FreeLease
 ) -> None:
-    writers = [fork.Process(target=_write_and_forget, args=(home, key, time.monotonic() + 2)) for key in KEYS[:2]]
+    writers = [processes.Process(target=_write_and_forget, args=(home, key, time.monotonic() + 2)) for key in KEYS[:2]]
     for writer in writers:
         writer.start()
     taken = 0

@@ -23,7 +23,7 @@ DATA = b"some bytes" * 1000
 SHA = hashlib.sha256(DATA).hexdigest()
 ORIGINAL = keys.original_key(SHA)
 DERIVED = keys.derived_key("proxy", "cd" * 32, 0, "ef" * 32, "webp")
-fork = multiprocessing.get_context("fork")
+processes = multiprocessing.get_context("forkserver")
 
 
 def path_of(store: LocalStore, key: str) -> Path:
@@ -288,7 +288,7 @@ def _put_many(store: LocalStore, mine: bytes) -> None:
 
 def test_four_processes_putting_one_key_leave_one_good_object(store: LocalStore) -> None:
     versions = {hashlib.sha256(data).hexdigest(): data for data in (bytes([n]) * 300_000 for n in range(4))}
-    writers = [fork.Process(target=_put_many, args=(store, data)) for data in versions.values()]
+    writers = [processes.Process(target=_put_many, args=(store, data)) for data in versions.values()]
     store.put(DERIVED, next(iter(versions.values())))
     for writer in writers:
         writer.start()

@@ -11,7 +11,7 @@ import pytest
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.store import open_store
 
-fork = multiprocessing.get_context("fork")
+processes = multiprocessing.get_context("forkserver")
 
 
 def test_a_store_keeps_its_identity(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def _open(path: Path) -> str:
 
 
 def test_processes_that_open_a_new_store_at_once_agree(tmp_path: Path) -> None:
-    with fork.Pool(4) as pool:
+    with processes.Pool(4) as pool:
         for n in range(5):
             path = tmp_path / str(n)
             ids = pool.map(_open, [path] * 4, chunksize=1)
