@@ -24,6 +24,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCKED = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
+_LOOK_SECONDS = 1.0
 _CANNOT_EXECUTE = 127  # what a shell says of a program that cannot be started
 
 
@@ -59,9 +60,11 @@ def _become(command: list[str], guardian: int) -> None:
 def _guard(child: int, parent: int, leave: float, interrupt: float) -> int:
     # SIGTERM comes from the supervisor, which then sees to the group itself, or from the kernel when it has died.
     while True:
-        number = signal.sigwait({signal.SIGTERM, signal.SIGCHLD})
+        # Looked at every second as well: when the supervisor's threads die one after the other, the kernel may send its
+        # signal while another thread still stands in as the parent, and no second one.
+        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, _LOOK_SECONDS)
         status = _status(child)
-        if number == signal.SIGTERM and status is None:
+        if caught is not None and caught.si_signo == signal.SIGTERM and status is None:
             os.kill(child, signal.SIGTERM)
         if os.getppid() != parent:
             _end_group(child, leave, interrupt)
@@ -92,12 +95,17 @@ def _wait_for_group(child: int, seconds: float) -> bool:
 
 def _has_others() -> bool:
     """Whether our group has living members besides us."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    group, mine = os.getpgrp(), str(os.getpid())
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names alone are wanted
+        if not name.isdigit() or name == mine:
+            continue
+        # Processes come and go while we look, and reading of one that goes fails in more ways than "not found". Any
+        # error that escaped here would end this guardian and leave its group alone.
         with contextlib.suppress(OSError):
+            stat = Path("/proc", name, "stat").read_text(encoding="utf-8", errors="replace")
             # After the name in brackets: state, parent, group.
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            others = int(fields[2]) == os.getpgrp() and int(stat.parent.name) != os.getpid()
-            if others and fields[0] not in {"Z", "X"}:
+            fields = stat.rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in {"Z", "X"}:
                 return True
     return False
 
