@@ -24,7 +24,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCKED = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # where the kernel tells nothing of the supervisor's death
 _CANNOT_EXECUTE = 127  # what a shell says of a program that cannot be started
 
 
@@ -60,17 +60,29 @@ def _become(command: list[str], guardian: int) -> None:
 def _guard(child: int, parent: int, leave: float, interrupt: float) -> int:
     # SIGTERM comes from the supervisor, which then sees to the group itself, or from the kernel when it has died.
     while True:
-        # Looked at every second as well: when the supervisor's threads die one after the other, the kernel may send its
-        # signal while another thread still stands in as the parent, and no second one.
         caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, _LOOK_SECONDS)
         status = _status(child)
         if caught is not None and caught.si_signo == signal.SIGTERM and status is None:
             os.kill(child, signal.SIGTERM)
-        if os.getppid() != parent:
+        if _is_gone(parent):
             _end_group(child, leave, interrupt)
             return 0
         if status is not None:
             return status
+
+
+def _is_gone(parent: int) -> bool:
+    """Whether the supervisor has ended, or is ending.
+
+    When its main thread has died, which is when the kernel sends its signal, its other threads stand in as our parent
+    for some milliseconds more: long enough for the program to end at that signal and for us to leave its group behind.
+    """
+    if os.getppid() != parent:
+        return True
+    with contextlib.suppress(OSError):
+        stat = Path("/proc", str(parent), "stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
+    return False
 
 
 def _end_group(child: int, leave: float, interrupt: float) -> None:

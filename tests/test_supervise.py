@@ -173,7 +173,6 @@ def test_children_start_with_default_signals_in_a_session_of_their_own(up: Calla
     assert os.getsid(pid) == os.getpgid(pid) != os.getpgid(one.process.pid)
 
 
-@pytest.mark.long  # now and then its old processes live on for longer than it waits; why is not found yet
 def test_after_kill_9_of_the_supervisor_no_child_is_left_and_the_lock_is_free(up: Callable[..., Up]) -> None:
     one = up(("first", SLEEPER), ("second", SLEEPER))
     pids = one.pids("first") + one.pids("second")
@@ -186,7 +185,6 @@ def test_after_kill_9_of_the_supervisor_no_child_is_left_and_the_lock_is_free(up
     assert two.stop() == 0
 
 
-@pytest.mark.long  # now and then its old processes live on for longer than it waits; why is not found yet
 def test_after_kill_9_a_stubborn_child_and_a_run_worker_are_ended_before_new_ones_start(up: Callable[..., Up]) -> None:
     one = up(("child", STUBBORN), ("daemon", DAEMON))
     old = one.pids("child") + one.pids("daemon", 2)
@@ -200,7 +198,6 @@ def test_after_kill_9_a_stubborn_child_and_a_run_worker_are_ended_before_new_one
     assert two.stop() == 0
 
 
-@pytest.mark.long  # now and then its old processes live on for longer than it waits; why is not found yet
 def test_after_kill_9_everything_ends_without_a_new_supervisor(up: Callable[..., Up]) -> None:
     one = up(("child", STUBBORN), ("daemon", DAEMON))
     old = one.pids("child") + one.pids("daemon", 2)
