@@ -10,6 +10,10 @@ STAMP := $(VENV)/.installed
 PORT ?= 3000
 # One inference uses both cores; more threads than cores only spin.
 export OMP_NUM_THREADS ?= 2
+# Nor should they spin for long while something else wants their core.
+export GOMP_SPINCOUNT ?= 3000
+# Tests that load weights run in one process one after the other, the rest in all of them.
+TEST_PROCESSES ?= 2
 
 .PHONY: help run test test-long lint bench clean install
 
@@ -38,7 +42,7 @@ run: install
 	@exec $(BIN)/mirror-realm up --port $(PORT)
 
 test: install
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 test-long: install
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)

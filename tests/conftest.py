@@ -143,3 +143,13 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     opened = Lab(tmp_path / "home", tmp_path / "photos")
     yield opened
     opened.close()
+
+
+# --- Two test processes share two cores, and one inference at a time is enough for both. ---
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests that load weights run in one process, one after the other; the rest spreads over both."""
+    for item in items:
+        if "models_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("inference"))

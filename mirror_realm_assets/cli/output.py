@@ -14,11 +14,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 # Without emoji codes: a file may be called `:smile:.jpg`.
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
+# Markup for nothing. rich's own `escape` looks at one text alone: a `[` in one name and a `]` in the next would be a tag,
+# and a `\` at an end would be doubled or swallow the tag behind it.
+_NOTHING = "[none][/none]"
 # Control characters that JSON allows as they are, and that some terminals obey.
 _CONTROL = re.compile("[\x7f-\x9f]")
 
@@ -36,7 +38,12 @@ def show(renderable: Any) -> None:
 def safe(text: str) -> str:
     """`text` from a file or a person, harmless in a terminal: control characters and markup are text."""
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return escape(printable)
+    return f"[{_NOTHING}".join(_ended(piece) for piece in printable.split("["))
+
+
+def _ended(text: str) -> str:
+    slashes = len(text) - len(text.rstrip("\\"))
+    return text + "\\" * slashes + _NOTHING if slashes else text
 
 
 def emit(value: Any) -> None:

@@ -27,6 +27,14 @@ def test_text_is_printed_as_it_is_or_escaped_and_never_obeyed(capsys: pytest.Cap
 
 
 @once_a_test
+@given(st.lists(st.text("[]\\\\/a# \n", max_size=8), min_size=2, max_size=2))
+def test_two_texts_never_make_a_tag_together(capsys: pytest.CaptureFixture[str], texts: list[str]) -> None:
+    say(f"{safe(texts[0])} is in {safe(texts[1])}.[bold]![/bold]")
+    first, second = (text.replace("\n", "\\n") for text in texts)
+    assert capsys.readouterr().err == f"{first} is in {second}.!\n"
+
+
+@once_a_test
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=20), lambda x: st.lists(x) | st.dictionaries(st.text(), x)

@@ -42,15 +42,16 @@ def test_ingest_without_a_daemon_makes_photos_searchable_and_enhanced(
     assert home.status()["batches"] == found["batches"], again.stderr
 
 
+@pytest.mark.timeout(500)  # other tests share the cores
 def test_a_dropped_photo_becomes_searchable_and_enhanced_by_itself(
     new_home: Callable[..., RunningHome], drop: Callable[..., Path]
 ) -> None:
     home = new_home()
     first = drop(home.folder, 0)
     home.up()
-    home.wait_for(all_ok(1, "raw_media", "embeddings"), 120, what="the photo that was there is searchable")
+    home.wait_for(all_ok(1, "raw_media", "embeddings"), 180, what="the photo that was there is searchable")
     second = drop(home.folder, 1)
-    home.wait_for(lambda s: all_ok(2, *FEATURES)(s) and s["index"]["vectors"] == 2, 180, what="all is done and indexed")
+    home.wait_for(lambda s: all_ok(2, *FEATURES)(s) and s["index"]["vectors"] == 2, 240, what="all is done and indexed")
     assert home.search(first)[0]["paths"] == [str(first)]
     assert home.search(second)[0]["paths"] == [str(second)]
     assert home.stop() == 0
