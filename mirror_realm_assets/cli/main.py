@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from mirror_realm_assets.cli import look, models, picture, serve, setup, sources, work
+from mirror_realm_assets.cli import look, models, picture, search, serve, setup, sources, work
 from mirror_realm_assets.cli.output import safe, say
 from mirror_realm_assets.errors import Failed, MirrorRealmError, as_error
 
@@ -51,13 +51,13 @@ def _end(error: MirrorRealmError) -> NoReturn:
 @click.version_option(package_name="mirror-realm")
 def cli() -> None:
     """Mirror Realm: folders become enhanced, searchable media."""
-    # Read by OpenMP when torch is loaded, here and in what this command starts. Its threads spin for about a millisecond
+    # Read by OpenMP when torch is loaded, here and in what this command starts. Its threads spin for about 1 ms
     # by default: with a busy daemon beside it on 2 cores, an enhancement took 14 s so and 7 s with this (alone 5.2 and
     # 5.5 s).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
-for module in (setup, sources, work, look, models, picture, serve):
+for module in (setup, sources, work, look, search, models, picture, serve):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 # Without emoji codes: a file may be called `:smile:.jpg`.
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
-# Markup for nothing. rich's own `escape` looks at one text alone: a `[` in one name and a `]` in the next would be a tag,
+# Markup for nothing. rich's own `escape` looks at one text alone: a `[` in one name and a `]` in the next made a tag,
 # and a `\` at an end would be doubled or swallow the tag behind it.
 _NOTHING = "[none][/none]"
 # Control characters that JSON allows as they are, and that some terminals obey.
