@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PORT ?= 3000
+# Of the UI, in `make run`: 3000 unless it is given; one that is taken is replaced by the next free one.
+PORT ?=
 # One inference uses both cores; more threads than cores only spin.
 export OMP_NUM_THREADS ?= 2
 # Nor should they spin for long while something else wants their core.
@@ -18,7 +19,7 @@ TEST_PROCESSES ?= 2
 .PHONY: help run test test-long lint bench clean install
 
 help:
-	@echo "make run        set up, watch a demo folder, serve the UI, until Ctrl-C"
+	@echo "make run        set up, a guided tour with a dozen photos, then serve the UI until Ctrl-C"
 	@echo "make test       set up, pass all tests"
 	@echo "make test-long  what takes longer: many kills, long rounds"
 	@echo "make lint       ruff, mypy, import-linter"
@@ -28,7 +29,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed: make PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing pinned packages (about 6 GB with torch, 2 to 10 minutes the first time)..."
+	@echo "Installing pinned packages (about 7 GB with torch, 3 to 10 minutes the first time)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip setuptools wheel
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -36,10 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 run: install
-	@$(BIN)/mirror-realm init
-	@$(BIN)/mirror-realm models fetch
-	@$(BIN)/python scripts/demo.py
-	@exec $(BIN)/mirror-realm up --port $(PORT)
+	@exec $(BIN)/python scripts/tour.py $(if $(PORT),--port $(PORT))
 
 test: install
 	@$(BIN)/python -m pytest -m "not long" -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)

@@ -23,6 +23,15 @@ from mirror_realm_assets.sensors.lanes import batch_sensor, enhance_sensor
 from mirror_realm_assets.sensors.reconcile import reconcile_sensor
 from mirror_realm_assets.settings import Settings
 
+_SEARCH = (
+    "Reads, identifies and embeds the files of one batch, so that they can be searched. One partition is one batch. "
+    "Running a batch again does only what is missing."
+)
+_ENHANCE = (
+    "Enhances the pictures of one batch, for up to half an hour a run; what is left is asked for again by itself. One "
+    "partition is one batch, which should have been through media_batch_job before."
+)
+
 
 def build_defs(
     *, resource_overrides: Mapping[str, Any] | None = None, stages: StageList = standard_stages
@@ -34,8 +43,8 @@ def build_defs(
         stages: the pipeline, for a process's settings.
     """
     pipeline = stages(Settings.read())
-    search = lane_job("media_batch_job", pipeline, "search", "Reads, identifies and embeds the files of one batch.")
-    enhance = lane_job("enhance_job", pipeline, "enhance", "Enhances the pictures of one batch, slice by slice.")
+    search = lane_job("media_batch_job", pipeline, "search", _SEARCH)
+    enhance = lane_job("enhance_job", pipeline, "enhance", _ENHANCE)
     index = index_job()
     return dg.Definitions(
         assets=[

@@ -1,14 +1,16 @@
-"""Finding pictures like a given one: from a file to hits with full paths.
+"""Finding pictures, like a given one or by words: from a question to hits with full paths.
 
-What belongs here: joining the embedder with the search. What does not: either of them.
+What belongs here: joining the models that make queries with the search, over all sources. What does not: either of
+them.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mirror_realm_assets.catalog import sources
 from mirror_realm_assets.catalog.sources import Source
@@ -21,16 +23,55 @@ from mirror_realm_assets.stages.services import Services
 from mirror_realm_assets.understand.stage import embedder
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from mirror_realm_assets.search.query import Hit
+
+    Vector = npt.NDArray[np.float32]
+
+Kind = Literal["like", "label", "text"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found.
+
+    Attributes:
+        kind: how the first hits were found: `like` a picture, by the `label`s of the default embedder, or by a model
+            that reads `text`. Hits of another kind come after them, under another model's name, and a note says so.
+        hits: best first, with absolute paths.
+        notes: what a person should know about the search, a sentence or two each.
+    """
+
+    kind: Kind
+    hits: list[Hit]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Query:
+    vector: Vector
+    kind: Kind
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sources whose vectors can be compared with one query."""
+
+    recipe: str
+    model: str
+    sources: tuple[Source, ...]
 
 
 def find_like(
     settings: Settings, services: Services, picture: Path, *, count: int = 10, source_name: str | None = None
-) -> list[Hit]:
+) -> Answer:
     """The pictures most like a file, best first; the file itself is found like any other.
 
     Sources with different embedders are searched with their own model each; scores of different models cannot be
-    compared, so the best model's hits come whole before the next one's.
+    compared, so the first model's hits come whole before the next one's.
 
     Args:
         settings: of this process.
@@ -39,44 +80,112 @@ def find_like(
         count: how many hits.
         source_name: search one source only.
 
-    Returns:
-        Hits whose `paths` are absolute.
-
     Raises:
         Refused: the file is no picture we can decode.
         Failed: it cannot be read.
         SetupError: unknown source, missing weights.
     """
-    from mirror_realm_assets.search.query import search
-
-    with services.catalog.read() as conn:
-        chosen = [sources.get(conn, source_name)] if source_name else sources.all_sources(conn)
+    groups = _groups(settings, services, source_name)
     path = picture.expanduser().absolute()
     folder, name = os.fsencode(path.parent), os.fsencode(path.name)
     with read_original(folder, name, max_bytes=settings.max_file_bytes) as original:
         decoded = decoder(services).proxy(original.fd, long_side=settings.proxy_long_side)
     image = decode_proxy(decoded.proxy)
+
+    def query(group: _Group) -> _Query:
+        return _Query(embedder(services, group.model).embed([image])[0], "like")
+
+    return _answer(services, groups, query, default="like", count=count)
+
+
+def find_text(
+    settings: Settings, services: Services, text: str, *, count: int = 10, source_name: str | None = None
+) -> Answer:
+    """The pictures that words say most about, best first.
+
+    Sources with different embedders are searched with their own model each, as in `find_like`. A source whose model
+    knows no words is left out with a note, unless there is no other.
+
+    Args:
+        settings: of this process.
+        services: catalog, store, models.
+        text: English or Chinese words.
+        count: how many hits.
+        source_name: search one source only.
+
+    Raises:
+        SetupError: `invalid_argument` for a text without words we know, or when no source can be searched by words;
+            unknown source, missing weights.
+    """
+    from mirror_realm_assets.understand.words import NoWordsError, query_of, understood
+
+    groups = _groups(settings, services, source_name)
+    understood(text)  # refused in an empty library too
+    left_out: list[NoWordsError] = []
+
+    def query(group: _Group) -> _Query | None:
+        try:
+            made = query_of(text, services=services, embedder_name=group.model)
+        except NoWordsError as error:
+            left_out.append(error)
+            return None
+        return _Query(made.vector, made.kind, made.notes)
+
+    answer = _answer(services, groups, query, default="label", count=count)
+    if left_out and len(left_out) == len(groups):
+        raise left_out[0]
+    notes = tuple(f"Some sources were left out: {error.message}" for error in left_out)
+    return replace(answer, notes=answer.notes + notes)
+
+
+def _groups(settings: Settings, services: Services, source_name: str | None) -> list[_Group]:
+    with services.catalog.read() as conn:
+        chosen = [sources.get(conn, source_name)] if source_name else sources.all_sources(conn)
     stage = next(stage for stage in standard_stages(settings) if stage.feature == "embeddings")
     by_recipe: dict[str, list[Source]] = {}
     for source in chosen:
         recipe = stage.recipe(source.policy)
         if recipe is not None:
             by_recipe.setdefault(recipe.digest, []).append(source)
+    return [_Group(digest, group[0].policy.embedder, tuple(group)) for digest, group in by_recipe.items()]
+
+
+def _answer(
+    services: Services, groups: Sequence[_Group], query: Callable[[_Group], _Query | None], *, default: Kind, count: int
+) -> Answer:
+    """The hits of every group in turn; a group without a query is passed over."""
     hits: list[Hit] = []
-    for recipe_digest, group in by_recipe.items():
-        model = embedder(services, group[0].policy.embedder)
-        found = search(
-            services.catalog,
-            services.store,
-            model.embed([image])[0],
-            recipe=recipe_digest,
-            model=model.name,
-            source_ids=[source.id for source in group],
-            k=count,
-        )
-        roots = {source.name: source.root for source in group}
-        hits.extend(_absolute(hit, roots[hit.source]) for hit in found)
-    return [replace(hit, rank=rank) for rank, hit in enumerate(hits[:count], 1)]
+    kinds: list[Kind] = []
+    notes: dict[str, None] = {}
+    for group in groups:
+        made = query(group)
+        if made is None:
+            continue
+        found = _found(services, group, made.vector, count)
+        kinds += [made.kind] * len(found)
+        hits += found
+        notes |= dict.fromkeys(made.notes)
+    kinds, hits = kinds[:count], hits[:count]
+    if len(set(kinds)) > 1:
+        notes["Models of two kinds answered; their scores cannot be compared, so the hits of one come first."] = None
+    ranked = [replace(hit, rank=rank) for rank, hit in enumerate(hits, 1)]
+    return Answer(kinds[0] if kinds else default, ranked, tuple(notes))
+
+
+def _found(services: Services, group: _Group, vector: Vector, count: int) -> list[Hit]:
+    from mirror_realm_assets.search.query import search
+
+    found = search(
+        services.catalog,
+        services.store,
+        vector,
+        recipe=group.recipe,
+        model=group.model,
+        source_ids=[source.id for source in group.sources],
+        k=count,
+    )
+    roots = {source.name: source.root for source in group.sources}
+    return [_absolute(hit, roots[hit.source]) for hit in found]
 
 
 def _absolute(hit: Hit, root: bytes) -> Hit:

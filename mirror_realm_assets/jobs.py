@@ -1,16 +1,20 @@
 """The three jobs.
 
-What belongs here: which assets run together. What does not: when (`sensors`). The two lanes are two jobs, so that a
-picture can be searched before anything is enhanced; one job over both partition sets cannot be resolved anyway.
+What belongs here: which assets run together, and the tags of runs that a person launches. What does not: when they run
+by themselves (`sensors`, whose tags replace these). The two lanes are two jobs, so that a picture can be searched
+before anything is enhanced; one job over both partition sets cannot be resolved anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
 
+from mirror_realm_assets.catalog.batches import PRIORITY
+from mirror_realm_assets.catalog.forming import KEY
+from mirror_realm_assets.partitions import data_source, media_batch
 from mirror_realm_assets.stages.stage import Lane, Stage
 
 AssetJob = Any  # what `dg.define_asset_job` returns has no public name
@@ -19,7 +23,13 @@ AssetJob = Any  # what `dg.define_asset_job` returns has no public name
 def lane_job(name: str, stages: Sequence[Stage], lane: Lane, description: str) -> AssetJob:
     """The job that runs a lane's assets of one batch."""
     keys = [stage.name for stage in stages if stage.lane == lane]
-    return dg.define_asset_job(name, selection=dg.AssetSelection.assets(*keys), description=description)
+    return dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*keys),
+        description=description,
+        config=_tagged(media_batch, lambda key: found["source"] if (found := KEY.fullmatch(key)) else None),
+        tags=_by_hand(lane),
+    )
 
 
 def index_job() -> AssetJob:
@@ -27,5 +37,31 @@ def index_job() -> AssetJob:
     return dg.define_asset_job(
         "index_job",
         selection=dg.AssetSelection.assets("data_sources", "faiss_index"),
-        description="Publishes a source's new embeddings in its search index, and records its counts.",
+        description="Publishes a source's new embeddings in its search index, and records its counts. One partition is "
+        "one source. With nothing new it leaves the published index alone.",
+        config=_tagged(data_source, lambda key: key),
+        tags=_by_hand("index"),
+    )
+
+
+def _by_hand(lane: str) -> dict[str, str]:
+    """Tags of a run that somebody launches: a person waits for it, as for a request."""
+    return {
+        "mirror-realm/lane": lane,
+        "mirror-realm/by": "hand",
+        "dagster/priority": str(PRIORITY["request"]),
+    }
+
+
+def _tagged(
+    partitions: dg.DynamicPartitionsDefinition, source_of: Callable[[str], str | None]
+) -> dg.PartitionedConfig[dg.DynamicPartitionsDefinition]:
+    """No configuration, and the tag of the source, which every run of a partition gets whoever launches it."""
+
+    def tags(key: str) -> dict[str, str]:
+        source = source_of(key)
+        return {"mirror-realm/source": source} if source else {}
+
+    return dg.PartitionedConfig(
+        partitions_def=partitions, run_config_for_partition_key_fn=lambda _key: {}, tags_for_partition_key_fn=tags
     )

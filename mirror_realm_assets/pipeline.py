@@ -27,6 +27,6 @@ def standard_stages(settings: Settings) -> tuple[Stage, ...]:
     """All stages of a process with these settings, in dependency order."""
     return (
         raw_media_stage(settings),
-        embeddings_stage(proxy_version(settings), settings.precision),
+        embeddings_stage(proxy_version(settings), settings.precision, settings.models_dir),
         enhanced_images_stage(settings.precision),
     )

@@ -134,6 +134,13 @@ def catalog(catalog_url: str) -> Iterator[Catalog]:
     opened.close()
 
 
+@pytest.fixture(autouse=True)
+def no_dagster_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in the test's process set the variable, and the next test must not find it."""
+    monkeypatch.setenv("DAGSTER_HOME", "")  # so that its absence is what is restored in the end
+    monkeypatch.delenv("DAGSTER_HOME")
+
+
 # --- A small library for tests of stages, assets and sensors. ---
 
 
@@ -145,11 +152,13 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     opened.close()
 
 
-# --- Two test processes share two cores, and one inference at a time is enough for both. ---
+# --- Two test processes share two cores: neither the real programs nor a model run twice at once. ---
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests that load weights run in one process, one after the other; the rest spreads over both."""
+    """Whole ways through the real programs run one after the other, and so do tests that load weights themselves."""
     for item in items:
-        if "models_dir" in getattr(item, "fixturenames", ()):
+        if item.path.parent.name == "end_to_end":
+            item.add_marker(pytest.mark.xdist_group("programs"))
+        elif "models_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("inference"))

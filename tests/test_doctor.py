@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mirror_realm_assets import doctor, installation
+from mirror_realm_assets import installation
 from mirror_realm_assets.catalog import sources, workers
 from mirror_realm_assets.catalog.engine import Catalog
-from mirror_realm_assets.doctor import Finding, examine
+from mirror_realm_assets.doctor import Finding, examination, examine, machine, serving
+from mirror_realm_assets.doctor import home as home_checks
 from mirror_realm_assets.installation import install
 from mirror_realm_assets.liveness import HomeLock, identity
 from mirror_realm_assets.settings import Settings
@@ -61,6 +62,8 @@ def test_a_sound_home_fails_nothing_and_every_fault_comes_with_a_remedy(settings
     assert not [finding for finding in found if finding.level == "fail"]
     assert all(finding.remedy for finding in found if finding.level != "ok")
     names = [finding.name for finding in found]
+    groups = list(dict.fromkeys(finding.group for finding in found))
+    assert groups == list(examination.GROUPS)
     assert {"python", "packages", "device", "precision", "cpu", "memory", "home", "space", "catalog", "store"} <= {
         *names
     }
@@ -93,17 +96,17 @@ def test_missing_and_altered_weights_fail_by_model(settings: Settings, models_di
 
 
 def test_emulated_bf16_and_too_many_threads_are_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx2"}))
     found = levels(changed(settings, precision="bf16", threads=10_000))
     assert found["precision"] == found["cpu"] == "warn"
-    monkeypatch.setattr(doctor, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     assert "precision" not in levels(changed(settings, precision="bf16"))
 
 
 def test_settings_that_this_machine_does_not_allow_fail_with_a_remedy(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_GPU_DRIVERS", ())
+    monkeypatch.setattr(machine, "_GPU_DRIVERS", ())
     found = findings(changed(settings, device="cuda", precision="fp16"))
     assert found["device"].level == "fail"
     assert "MIRROR_REALM_DEVICE" in found["device"].remedy
@@ -118,7 +121,7 @@ def test_a_home_that_cannot_be_written_to_fails(settings: Settings, monkeypatch:
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(home_checks.tempfile, "TemporaryFile", refuse)
     found = findings(settings)["home"]
     assert (found.level, "Permission denied" in found.found) == ("fail", True)
 
@@ -191,7 +194,7 @@ def test_sources_without_a_folder_and_paused_ones_are_named_with_the_reason(sett
     assert found["source resting"].level == "warn"
     assert "half of it failed" in found["source resting"].found
     assert "sources resume resting" in found["source resting"].remedy
-    assert "source fine" not in found
+    assert found["source fine"].level == "ok"
 
 
 def test_workers_that_are_gone_are_counted(settings: Settings) -> None:
@@ -219,7 +222,7 @@ def test_a_taken_port_names_who_has_it_and_a_live_supervisor_is_seen(settings: S
 def test_a_low_limit_of_watches_is_warned_of(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_INOTIFY", tmp_path)
+    monkeypatch.setattr(machine, "_INOTIFY", tmp_path)
     assert "inotify" not in levels(settings)
     (tmp_path / "max_user_watches").write_text("8192\n")
     (tmp_path / "max_user_instances").write_text("128\n")
@@ -232,8 +235,50 @@ def test_a_check_that_goes_wrong_is_a_finding_and_the_others_go_on(
     def broken(_settings: Settings) -> list[Finding]:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(doctor, "_CHECKS", (("odd", broken), *doctor._CHECKS))
+    monkeypatch.setattr(examination, "_CHECKS", (("home", "odd", broken), *examination._CHECKS))
     found = findings(settings)
     assert found["odd"].level == "fail"
     assert "surprise" in found["odd"].found
     assert found["home"].level == "ok"
+
+
+def test_more_folders_than_may_be_watched_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_INOTIFY", tmp_path)
+    (tmp_path / "max_user_watches").write_text("100000\n")
+    (tmp_path / "max_user_instances").write_text("128\n")
+    assert machine.inotify(1000).level == "ok"
+    assert machine.inotify(90_000).level == "warn"
+
+
+def test_what_dagster_says_of_itself_is_judged(settings: Settings) -> None:
+    """An answer of its webserver, in which each thing that can be wrong is."""
+    answer = {
+        "instance": {
+            "daemonHealth": {
+                "allDaemonStatuses": [
+                    {"daemonType": "SENSOR", "required": True, "healthy": False, "lastHeartbeatTime": None},
+                    {"daemonType": "BACKFILL", "required": False, "healthy": None, "lastHeartbeatTime": None},
+                ]
+            },
+            "runQueueConfig": {"maxConcurrentRuns": 4},
+            "poolConfig": {"defaultPoolLimit": None},
+            "concurrencyLimits": [{"concurrencyKey": "enhance", "limit": 2}],
+        },
+        "repositoriesOrError": {"nodes": [{"sensors": [{"name": "index", "sensorState": {"status": "STOPPED"}}]}]},
+        "workspaceOrError": {
+            "locationEntries": [
+                {"name": "ours", "locationOrLoadError": {"__typename": "PythonError", "message": "no such module"}}
+            ]
+        },
+    }
+    found = {finding.name: finding for finding in serving.judge(answer)}
+    assert {name: finding.level for name, finding in found.items()} == {
+        "daemon": "fail",
+        "sensors": "warn",
+        "queue": "warn",
+        "code location": "fail",
+    }
+    assert "SENSOR" in found["daemon"].found
+    assert "index" in found["sensors"].found
+    assert "enhance 2" in found["queue"].found
+    assert all(finding.remedy for finding in found.values())

@@ -1,17 +1,21 @@
 """From a stage to an asset.
 
-What belongs here: the one way in which a `Stage` becomes a partitioned asset, and what its materializations show. What
-does not: any stage. Our own assets and later those of workflows are built here, under their own key prefix.
+What belongs here: the one way in which a `Stage` becomes a partitioned asset. What does not: any stage, and what its
+materializations show (`shown`). Our own assets and later those of workflows are built here, under their own key prefix.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import dagster as dg
 
 from mirror_realm_assets import op_tags
-from mirror_realm_assets.assets.glance import glance, preview
+from mirror_realm_assets.assets import descriptions
+from mirror_realm_assets.assets.shown import metadata_of
+from mirror_realm_assets.catalog import gates
+from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.partitions import media_batch
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.settings import Settings
@@ -21,7 +25,6 @@ from mirror_realm_assets.stages.stage import Stage
 
 OWNERS = ["team:media"]
 _PROGRESS_SECONDS = 10.0  # an event costs 25 ms and 1.5 KB on SQLite: progress is told, not streamed
-_MAX_REASONS = 20
 StageList = Callable[[Settings], Sequence[Stage]]
 
 
@@ -44,10 +47,12 @@ def stage_asset(
         partitions_def=media_batch,
         # What needs nothing else comes from the registered folders.
         deps=[dg.AssetKey([*prefix, need]) for need in stage.needs or ("data_sources",)],
-        description=stage.description,
+        description=descriptions.of_stage(stage),
         group_name=stage.group,
         kinds=set(stage.kinds),
         owners=OWNERS,
+        tags=descriptions.tags(stage.lane, "batch"),
+        metadata=descriptions.metadata(stage.lane, stage.feature),
         code_version=code_version,
         op_tags=op_tags.for_resource(stage.resource),
         pool=stage.pool,
@@ -65,53 +70,21 @@ def stage_asset(
             slice_seconds=settings.slice_seconds if mine.lane == "enhance" else None,
             on_progress=_Progress(context.log.info),
         )
-        if report.skipped:
-            context.log.warning(f"{report.skipped} Nothing was done here.")
-        return dg.MaterializeResult(metadata=metadata_of(report))
+        with library.services.catalog.read() as conn:
+            outcomes = gates.outcomes(conn, context.partition_key, stage.feature)
+            recipe = mine.recipe(gates.policy_of(conn, context.partition_key))
+        shown = metadata_of(report, outcomes)
+        say = context.log.warning if report.skipped else context.log.info
+        say(str(shown["summary"].value))
+        return dg.MaterializeResult(metadata=shown, data_version=_version(outcomes, recipe))
 
     return _asset
 
 
-def metadata_of(report: StageReport) -> Mapping[str, dg.MetadataValue]:
-    """What a materialization shows: counts, rates, reasons, pictures; no path and no name."""
-    counts = {status: report.counts.get(status, 0) for status in ("ok", "empty", "refused", "failed")}
-    seconds = max(report.seconds, 0.001)
-    found: dict[str, dg.MetadataValue] = {
-        "counts": dg.MetadataValue.json(
-            {**counts, "items": report.items, "already_done": _already_done(report), "open": report.open_items}
-        ),
-        "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
-        "pictures_per_second": dg.MetadataValue.float(round(report.done / seconds, 2)),
-        "megapixels": dg.MetadataValue.float(round(report.pixels / 1e6, 3)),
-        "bytes": dg.MetadataValue.int(report.size),
-    }
-    for name, value in (("glance", glance(report.pictures)), ("preview", preview(report.pictures))):
-        if value:
-            found[name] = dg.MetadataValue.md(value)
-    if report.recipes:
-        found["recipes"] = dg.MetadataValue.json({recipe: {"model": m} for recipe, m in report.recipes.items()})
-    if report.refused:
-        found["refused"] = dg.MetadataValue.table(_reasons(report))
-    if report.skipped or report.stopped:
-        found["stopped"] = dg.MetadataValue.text(report.skipped or report.stopped or "")
-    return found
-
-
-def _already_done(report: StageReport) -> int:
-    return 0 if report.skipped else max(report.items - report.done - report.open_items, 0)
-
-
-def _reasons(report: StageReport) -> list[dg.TableRecord]:
-    rows: list[dict[str, Any]] = [
-        {"status": status, "code": code, "reason": _plain(reason), "files": count}
-        for (status, code, reason), count in report.refused.most_common(_MAX_REASONS)
-    ]
-    return [dg.TableRecord(row) for row in rows]
-
-
-def _plain(text: str) -> str:
-    """Text as text: the UI renders table cells, and a reason may quote what a file says."""
-    return text.replace("<", "‹").replace(">", "›")
+def _version(outcomes: Mapping[str, int], recipe: Recipe | None) -> dg.DataVersion:
+    """The same as before when a batch was materialized again and nothing changed: what depends on it stays in step."""
+    told = json.dumps([recipe.digest if recipe else None, sorted(outcomes.items())])
+    return dg.DataVersion(hashlib.sha256(told.encode()).hexdigest()[:32])
 
 
 class _Progress:

@@ -5,7 +5,7 @@ What belongs here: rows about paths. What does not: what the bytes are (`media`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -123,7 +123,7 @@ def waiting(conn: sa.Connection, source_id: int, limit: int, *, max_file_bytes: 
             sa.or_(
                 l.code.is_(None),
                 l.next_attempt_at <= at,
-                sa.and_(l.code == "too_many_bytes", l.size <= (max_file_bytes or 0)),
+                fits_again({"max_file_bytes": max_file_bytes or 0}),
             ),
             ~held,
         )
@@ -142,6 +142,12 @@ def unidentified() -> sa.ColumnElement[bool]:
         c.identified_size != c.size,
         c.identified_mtime_ns != c.mtime_ns,
     )
+
+
+def fits_again(limits: Mapping[str, float]) -> sa.ColumnElement[bool]:
+    """True for locations that were too large and are within today's limit: they wait again."""
+    c = t.locations.c
+    return sa.and_(sa.func.coalesce(c.code, "") == "too_many_bytes", c.size <= int(limits.get("max_file_bytes", 0)))
 
 
 def location_failed(

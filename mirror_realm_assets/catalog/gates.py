@@ -1,4 +1,4 @@
-"""What the asset checks ask of the ledger about one batch."""
+"""What the asset checks and the materializations ask of the ledger about one batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import batches, sources
 from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.policy import SourcePolicy
+from mirror_realm_assets.errors import SetupError
 
 
 @dataclass
@@ -33,6 +36,30 @@ def failures(conn: sa.Connection, batch_key: str, feature: str) -> Failures:
         if outcome == "failed":
             found.codes[code or "internal"] = found.codes.get(code or "internal", 0) + count
     return found
+
+
+def outcomes(conn: sa.Connection, batch_key: str, feature: str) -> dict[str, int]:
+    """Items of a batch's feature by outcome; those that are not settled count as `open`."""
+    i = t.batch_items.c
+    rows = conn.execute(
+        sa.select(i.outcome, sa.func.count())
+        .join(t.batches, t.batches.c.id == t.batch_items.c.batch_id)
+        .where(t.batches.c.key == batch_key, i.feature == feature)
+        .group_by(i.outcome)
+    ).all()
+    return {outcome or "open": count for outcome, count in rows}
+
+
+def policy_of(conn: sa.Connection, batch_key: str) -> SourcePolicy:
+    """The policy a batch is worked under now: its source's, with what its request asks for on top.
+
+    Raises:
+        SetupError: `not_found` for an unknown batch.
+    """
+    batch = batches.get(conn, batch_key)
+    if batch is None:
+        raise SetupError("not_found", f"There is no batch {batch_key!r}.", remedy="See `mirror-realm status`.")
+    return sources.by_id(conn, batch.source_id).policy.merged(batch.request)
 
 
 def outputs_of_batch(conn: sa.Connection, batch_key: str, feature: str) -> list[Mapping[str, Any]]:

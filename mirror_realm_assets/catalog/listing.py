@@ -6,7 +6,7 @@ What belongs here: queries that describe files. What does not: printing, and cou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,6 +40,7 @@ class FileRow:
     width: int | None
     height: int | None
     features: dict[str, dict[str, Any]]
+    path_states: list[str] = field(default_factory=list)  # in the order of `paths`
 
 
 def of_source(
@@ -48,7 +49,7 @@ def of_source(
     """Every file of a source: unread places first, then media by id."""
     being_read = _being_read(conn, source.id)
     for row in conn.execute(_unread(source.id)).mappings():
-        yield _unread_row(row, source, rules, is_running=row["id"] in being_read)
+        yield _unread_row(row, source, rules, limits, is_running=row["id"] in being_read)
     last = 0
     while True:
         ids = list(
@@ -63,6 +64,23 @@ def of_source(
             return
         last = ids[-1]
         yield from _media_rows(conn, source, rules, limits, ids)
+
+
+def of_media(
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], media_ids: Sequence[int]
+) -> list[FileRow]:
+    """The parts of just these media of a source."""
+    return list(_media_rows(conn, source, rules, limits, media_ids))
+
+
+def of_unread(
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], location_id: int
+) -> FileRow | None:
+    """One place of a source whose bytes are not read, or None when they are."""
+    row = conn.execute(_unread(source.id).where(t.locations.c.id == location_id)).mappings().first()
+    if row is None:
+        return None
+    return _unread_row(row, source, rules, limits, is_running=location_id in _being_read(conn, source.id))
 
 
 def _unread(source_id: int) -> sa.Select[Any]:
@@ -90,12 +108,15 @@ def _being_read(conn: sa.Connection, source_id: int) -> set[int]:
     return set(conn.execute(query).scalars())
 
 
-def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule], *, is_running: bool) -> FileRow:
+def _unread_row(
+    row: sa.RowMapping, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], *, is_running: bool
+) -> FileRow:
     code = row["code"]
     status = "pending"
+    fits_again = code == "too_many_bytes" and row["size"] <= limits.get("max_file_bytes", 0)
     if row["state"] == "ignored":
         status = "refused"
-    elif code and row["next_attempt_at"] is None:
+    elif code and row["next_attempt_at"] is None and not fits_again:
         status = "refused" if REASONS[code].refusal else "failed"
     raw = {
         "status": "running" if is_running and status == "pending" else status,
@@ -125,6 +146,7 @@ def _unread_row(row: sa.RowMapping, source: Source, rules: Sequence[Rule], *, is
         width=None,
         height=None,
         features=found,
+        path_states=[row["state"]],
     )
 
 
@@ -164,13 +186,12 @@ def _media_rows(
     running = _running(conn, ids)
     outputs = _outputs(conn, [d for row in rows for d in (row["digest"], row["image_digest"]) if d])
     at = now(conn)
-    for row in rows:
-        if row["id"] not in places:
-            continue
-        facts = PartFacts(row["width"], row["height"], row["kind"]) if row["kind"] else None
-        wants = wanted(rules, source.policy, facts)
-        keys = _keys(row, wants)
-        records = feature_rows.records(conn, keys.values())
+    shown = [row for row in rows if row["id"] in places]
+    facts = [PartFacts(row["width"], row["height"], row["kind"]) if row["kind"] else None for row in shown]
+    wanted_of = [wanted(rules, source.policy, each) for each in facts]
+    keys_of = [_keys(row, wants) for row, wants in zip(shown, wanted_of, strict=True)]
+    records = feature_rows.records(conn, [key for keys in keys_of for key in keys.values()])
+    for row, wants, keys in zip(shown, wanted_of, keys_of, strict=True):
         verdicts = judge(wants, {f: records[k] for f, k in keys.items() if k in records}, at, limits)
         described = {
             feature: _described(
@@ -192,6 +213,7 @@ def _media_rows(
             width=row["width"],
             height=row["height"],
             features=described,
+            path_states=states,
         )
 
 

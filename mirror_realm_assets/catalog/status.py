@@ -1,7 +1,8 @@
 """Counts for people: what became of the files of a source.
 
 What belongs here: counting. What does not: printing, and single files (`listing`). Unread files are counted under every
-wanted feature as pending; a failure that will be retried by itself is pending too.
+wanted feature as pending; a failure that will be retried by itself is pending too, and so is a refusal under a limit
+that has been raised since.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,10 +20,12 @@ from mirror_realm_assets.catalog import files
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.items import RAW
 from mirror_realm_assets.catalog.sources import Source
-from mirror_realm_assets.catalog.wants import Rule
+from mirror_realm_assets.catalog.wants import Record, Rule, State, verdict
 from mirror_realm_assets.errors import REASONS
 
 _NO_LIMIT = 2**62
+_NO_LIMITS: Mapping[str, float] = MappingProxyType({})
+_ANY_TIME = datetime.max.replace(tzinfo=UTC)  # a verdict on a refusal asks for no time
 STATUSES = ("ok", "empty", "failed", "refused", "pending", "running", "not_wanted")
 
 
@@ -56,13 +61,16 @@ class SourceStatus:
         return not any(counts["pending"] or counts["running"] for counts in self.features.values())
 
 
-def of_source(conn: sa.Connection, source: Source, rules: Sequence[Rule]) -> SourceStatus:
+def of_source(
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float] = _NO_LIMITS
+) -> SourceStatus:
     """The counts of one source.
 
     Args:
         conn: a connection.
         source: the source.
         rules: of all features, in dependency order.
+        limits: today's limits by name; without them a refusal counts as it was recorded.
     """
     loc = t.locations.c
     rows = conn.execute(
@@ -80,16 +88,17 @@ def of_source(conn: sa.Connection, source: Source, rules: Sequence[Rule]) -> Sou
         state=source.state,
         state_reason=source.state_reason,
     )
-    unread = _unread(conn, source)
+    unread = _unread(conn, source, limits)
     running = _running(conn, source)
     raw = next((recipe.digest for r in rules if r.feature == RAW and (recipe := r.recipe(source.policy))), "")
     for rule in rules:
         counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
-        counts.update(_raw(conn, source, rule) if rule.feature == RAW else _parts(conn, source, rule, raw))
         wanted = rule.recipe(source.policy) is not None
         if rule.feature == RAW:
+            counts.update(_raw(conn, source, rule, limits))
             counts.update(unread)
         else:
+            counts.update(_parts(conn, source, rule, raw, limits))
             counts["pending" if wanted else "not_wanted"] += unread["pending"]
         at_work = min(running.get(rule.feature, 0), counts["pending"])
         counts["pending"] -= at_work
@@ -99,16 +108,19 @@ def of_source(conn: sa.Connection, source: Source, rules: Sequence[Rule]) -> Sou
     return found
 
 
-def _unread(conn: sa.Connection, source: Source) -> Counter[str]:
+def _unread(conn: sa.Connection, source: Source, limits: Mapping[str, float]) -> Counter[str]:
     """Present locations whose bytes are not identified, by what that makes of `raw_media`."""
     loc = t.locations.c
-    rows = conn.execute(
-        sa.select(loc.code, loc.next_attempt_at.is_not(None), sa.func.count())
+    # A subquery, because PostgreSQL does not see that two expressions with parameters are the same one.
+    each = (
+        sa.select(loc.code, sa.or_(loc.next_attempt_at.is_not(None), files.fits_again(limits)).label("again"))
         .where(loc.source_id == source.id, loc.state.in_(("present", "unreadable")), files.unidentified())
-        .group_by(loc.code, loc.next_attempt_at.is_not(None))
+        .subquery()
     )
+    rows = conn.execute(sa.select(*each.c, sa.func.count()).group_by(*each.c))
     counts: Counter[str] = Counter()
-    for code, again, count in rows:
+    for row in rows:
+        code, again, count = row[0], row[1], row[2]
         if code is None or again:
             counts["pending"] += count
         else:
@@ -116,23 +128,28 @@ def _unread(conn: sa.Connection, source: Source) -> Counter[str]:
     return counts
 
 
-def _raw(conn: sa.Connection, source: Source, rule: Rule) -> Counter[str]:
+def _raw(conn: sa.Connection, source: Source, rule: Rule, limits: Mapping[str, float]) -> Counter[str]:
     recipe = rule.recipe(source.policy)
     if recipe is None:
         return Counter()
     rows = conn.execute(
-        sa.select(t.features.c.status, t.features.c.next_attempt_at.is_not(None), sa.func.count())
+        sa.select(*_recorded(t.features), sa.func.count())
         .select_from(t.locations)
         .join(t.media, t.media.c.id == t.locations.c.media_id)
         .join(t.contents, t.contents.c.id == t.media.c.content_id)
         .outerjoin(t.features, _is(t.contents.c.digest, sa.literal(0), rule.feature, recipe.digest))
         .where(t.locations.c.source_id == source.id, t.locations.c.state == "present", ~files.unidentified())
-        .group_by(t.features.c.status, t.features.c.next_attempt_at.is_not(None))
+        .group_by(*_recorded(t.features))
     )
-    return _by_status(rows)
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts[_told(row[:3], limits)] += row[3]
+    return counts
 
 
-def _parts(conn: sa.Connection, source: Source, rule: Rule, raw_recipe: str) -> Counter[str]:
+def _parts(
+    conn: sa.Connection, source: Source, rule: Rule, raw_recipe: str, limits: Mapping[str, float]
+) -> Counter[str]:
     """Pictures by what became of one feature.
 
     A media whose bytes are known and not decoded yet counts as one picture; one that cannot be decoded now counts only
@@ -147,12 +164,11 @@ def _parts(conn: sa.Connection, source: Source, rule: Rule, raw_recipe: str) -> 
     limit = rule.max_pixels(source.policy)
     pixels = t.parts.c.width * t.parts.c.height
     raw = t.features.alias("raw")
-    hopeless = sa.or_(raw.c.status == "refused", sa.and_(raw.c.status == "failed", raw.c.next_attempt_at.is_(None)))
     # A subquery, because PostgreSQL does not see that two expressions with parameters are the same one.
     each = (
         sa.select(
-            t.features.c.status,
-            t.features.c.next_attempt_at.is_not(None).label("again"),
+            *_recorded(t.features),
+            *[column.label(f"raw_{column.name}") for column in _recorded(raw)],
             (pixels > (limit if limit is not None else _NO_LIMIT)).label("too_large"),
         )
         .select_from(t.media)
@@ -162,29 +178,34 @@ def _parts(conn: sa.Connection, source: Source, rule: Rule, raw_recipe: str) -> 
             t.features, _is(t.parts.c.image_digest, t.parts.c.part, rule.feature, recipe.digest if recipe else "")
         )
         .outerjoin(raw, _is(t.contents.c.digest, sa.literal(0), RAW, raw_recipe, of=raw))
-        .where(
-            t.media.c.source_id == source.id,
-            shown,
-            sa.or_(t.features.c.status.is_not(None), sa.not_(sa.func.coalesce(hopeless, sa.false()))),
-        )
+        .where(t.media.c.source_id == source.id, shown)
         .subquery()
     )
-    rows = conn.execute(
-        sa.select(each.c.status, each.c.again, each.c.too_large, sa.func.count()).group_by(
-            each.c.status, each.c.again, each.c.too_large
-        )
-    ).all()
-    unwanted = sum(row[3] for row in rows if recipe is None or row[2])
-    counts = _by_status([(row[0], row[1], row[3]) for row in rows if recipe is not None and not row[2]])
-    counts["not_wanted"] += unwanted
-    return counts
-
-
-def _by_status(rows: Any) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for status, again, count in rows:
-        counts["pending" if status is None or (status == "failed" and again) else status] += count
+    for row in conn.execute(sa.select(*each.c, sa.func.count()).group_by(*each.c)):
+        own, read, too_large, count = row[:3], row[3:6], row[6], row[7]
+        if own[0] is None and _told(read, limits) in ("refused", "failed"):
+            continue
+        counts["not_wanted" if recipe is None or too_large else _told(own, limits)] += count
     return counts
+
+
+def _recorded(features: sa.FromClause) -> list[sa.ColumnElement[Any]]:
+    """What tells how a recorded feature counts: its status, whether it is tried again, the limits of a refusal."""
+    f = features.c
+    return [f.status, f.next_attempt_at.is_not(None).label("again"), f.limits]
+
+
+def _told(recorded: Sequence[Any], limits: Mapping[str, float]) -> str:
+    """The status under which people see it, from what `_recorded` selects."""
+    status: str | None = recorded[0]
+    again, refused_under = recorded[1], recorded[2]
+    if status is None or (status == "failed" and again):
+        return "pending"
+    if status == "refused":
+        raised = verdict(Record("refused", limits=refused_under), _ANY_TIME, limits).state is State.PENDING
+        return "pending" if raised else "refused"
+    return status
 
 
 def _is(

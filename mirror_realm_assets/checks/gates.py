@@ -1,12 +1,16 @@
 """The blocking checks: nothing systemic in a batch, embeddings that are vectors, an index that equals the ledger.
 
-None has a `partitions_def` (preview in Dagster 1.13): a check in a partitioned run knows its partition key.
+None has a `partitions_def` (preview in Dagster 1.13): a check in a partitioned run knows its partition key. Each says
+in words what it found, green or not; what it cannot read is no error of the check but a reason not to pass.
 """
 
 import dagster as dg
 
 from mirror_realm_assets.assets.factory import StageList
+from mirror_realm_assets.assets.reasons import words_of
 from mirror_realm_assets.catalog import gates, sources
+from mirror_realm_assets.catalog.gates import Failures
+from mirror_realm_assets.errors import REASONS, Failed
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.search.verification import index_matches_ledger
 from mirror_realm_assets.stages.stage import Stage
@@ -22,7 +26,8 @@ def no_systemic_failure(stage: Stage) -> dg.AssetChecksDefinition:
         asset=stage.name,
         name="no_systemic_failure",
         blocking=True,
-        description="At most half of a batch (of at least 20 files) failed with one and the same code.",
+        description="At most half of a batch (of at least 20 files) failed with one and the same code: more would be "
+        "the machine's fault and not the files'. Refused files count as no failure.",
     )
     def _check(context: dg.AssetCheckExecutionContext, library: LibraryResource) -> dg.AssetCheckResult:
         with library.services.catalog.read() as conn:
@@ -31,14 +36,25 @@ def no_systemic_failure(stage: Stage) -> dg.AssetChecksDefinition:
         systemic = found.items >= _SYSTEMIC_MIN and count * 2 > found.items
         return dg.AssetCheckResult(
             passed=not systemic,
+            description=_about_failures(found, code, count, systemic=systemic),
             metadata={"items": found.items, "failed": sum(found.codes.values()), "worst_code": code or "none"},
         )
 
     return _check
 
 
+def _about_failures(found: Failures, code: str, count: int, *, systemic: bool) -> str:
+    failed = sum(found.codes.values())
+    if not failed:
+        return f"None of {found.items} files failed."
+    told = f"{failed} of {found.items} files failed, {count} of them with {code}: {REASONS[code].remedy}"
+    if systemic:
+        return f"{told} That is more than half with one code, so what depends on this batch does not run."
+    return told
+
+
 def embeddings_are_vectors(stages: StageList) -> dg.AssetChecksDefinition:
-    """Fails when a recorded embedding of the batch is not finite or not of length 1."""
+    """Fails when a recorded embedding of the batch cannot be read, is not finite or not of length 1."""
 
     @dg.asset_check(
         asset="embeddings",
@@ -50,20 +66,26 @@ def embeddings_are_vectors(stages: StageList) -> dg.AssetChecksDefinition:
         services = library.services
         with services.catalog.read() as conn:
             outputs = gates.outputs_of_batch(conn, context.partition_key, "embeddings")
-        bad = bad_vectors(services.store, outputs)
-        return dg.AssetCheckResult(passed=bad == 0, metadata={"vectors": len(outputs), "bad": bad})
+        try:
+            bad = bad_vectors(services.store, outputs)
+        except Failed as error:
+            return _unreadable(error, {"vectors": len(outputs)})
+        told = f"All {len(outputs)} vectors were read back, are finite and have length 1."
+        if bad:
+            told = f"{bad} of {len(outputs)} vectors are not finite or have not length 1: the model made no direction."
+        return dg.AssetCheckResult(passed=bad == 0, description=told, metadata={"vectors": len(outputs), "bad": bad})
 
     return _check
 
 
 def index_equals_ledger(stages: StageList) -> dg.AssetChecksDefinition:
-    """Fails when the published segments do not hold what the ledger says."""
+    """Fails when the published segments cannot be read, or do not hold what the ledger says."""
 
     @dg.asset_check(
         asset="faiss_index",
         name="index_equals_ledger",
         blocking=True,
-        description="The published segments hold exactly the vectors that the ledger names.",
+        description="The published segments can be read and hold exactly the vectors that the ledger names.",
     )
     def _check(context: dg.AssetCheckExecutionContext, library: LibraryResource) -> dg.AssetCheckResult:
         services = library.services
@@ -72,8 +94,27 @@ def index_equals_ledger(stages: StageList) -> dg.AssetChecksDefinition:
         embeddings = next(stage for stage in stages(library.settings) if stage.feature == "embeddings")
         recipe = embeddings.recipe(source.policy)
         if recipe is None:
-            return dg.AssetCheckResult(passed=True, metadata={"vectors": 0})
-        counted, members = index_matches_ledger(services.catalog, services.store, source, recipe.digest)
-        return dg.AssetCheckResult(passed=counted == members, metadata={"in_manifest": counted, "in_ledger": members})
+            return dg.AssetCheckResult(passed=True, description="No index is wanted.", metadata={"vectors": 0})
+        try:
+            counted, members = index_matches_ledger(services.catalog, services.store, source, recipe.digest)
+        except Failed as error:
+            return _unreadable(error, {})
+        told = f"The index and the ledger both name {counted} vectors."
+        if counted != members:
+            told = f"The index counts {counted} vectors, the ledger {members}. Searches go on with what is published."
+        return dg.AssetCheckResult(
+            passed=counted == members,
+            description=told,
+            metadata={"in_manifest": counted, "in_ledger": members},
+        )
 
     return _check
+
+
+def _unreadable(error: Failed, metadata: dict[str, int]) -> dg.AssetCheckResult:
+    """What was recorded cannot be read back: the check says so instead of ending with an error."""
+    return dg.AssetCheckResult(
+        passed=False,
+        description=f"{words_of(error.code, error.message)} {error.remedy}",
+        metadata={**metadata, "code": error.code},
+    )

@@ -3,111 +3,158 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mirror_realm_assets.cli.library import opened
-from mirror_realm_assets.cli.output import emit, human_bytes, json_option, paths_json, safe, say, show
+from mirror_realm_assets.cli.output import Teller, emit, is_terminal, json_option, live_console, safe, say, show
 from mirror_realm_assets.errors import SetupError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from mirror_realm_assets.catalog.listing import FileRow
+    from mirror_realm_assets.catalog.one_file import Found
+    from mirror_realm_assets.catalog.sources import Source
+    from mirror_realm_assets.cli.status_view import Reading
     from mirror_realm_assets.settings import Settings
     from mirror_realm_assets.stages.services import Services
 
 _WATCH_SECONDS = 2.0
-_COLUMNS = ("ok", "pending", "running", "failed", "refused", "empty", "not_wanted")
+_STATUSES = ("ok", "pending", "running", "failed", "refused", "empty", "not_wanted", "blocked")
 
 
 @click.command()
 @click.option("--source", help="Of one source.")
-@click.option("--watch", is_flag=True, help="Show it again every two seconds.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Go on showing it, every two seconds, until Ctrl-C; where there is no terminal, a line for each change.",
+)
 @json_option
 def status(source: str | None, watch: bool, as_json: bool) -> None:
-    """Counts of every source."""
+    """What became of the files of every source, what runs now, how fast, and what went wrong."""
+    from mirror_realm_assets.cli import status_view
+
     with opened() as (settings, services):
-        while True:
-            found = _statuses(settings, services, source)
-            if as_json:
-                emit({"sources": {name: counts.as_json() for name, counts in found.items()}})
-            else:
-                _show_status(found)
-            if not watch:
-                return
-            time.sleep(_WATCH_SECONDS)
+        if watch:
+            # Asked for, because a shell's background process starts with SIGINT ignored.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler)
+            try:
+                _watch(settings, services, source, as_json)
+            except KeyboardInterrupt:
+                return  # that is how a person ends it
+        found = status_view.read(settings, services, source)
+    if as_json:
+        emit(found.as_json())
+    else:
+        show(status_view.screen(found))
 
 
-def _statuses(settings: Settings, services: Services, only: str | None) -> dict[str, Any]:
-    from mirror_realm_assets.catalog import sources
-    from mirror_realm_assets.catalog import status as counting
-    from mirror_realm_assets.pipeline import standard_stages
+def _watch(settings: Settings, services: Services, source: str | None, as_json: bool) -> None:
+    """Show what is so until the process is interrupted."""
+    from mirror_realm_assets.cli import status_view
 
-    rules = [stage.rule for stage in standard_stages(settings)]
-    with services.catalog.read() as conn:
-        chosen = [sources.get(conn, only)] if only else sources.all_sources(conn)
-        return {source.name: counting.of_source(conn, source, rules) for source in chosen}
+    readings = _readings(settings, services, source)
+    if as_json:
+        for found in readings:
+            emit(found.as_json())
+            sys.stdout.flush()  # a pipe would keep it back
+    elif is_terminal():
+        from rich.live import Live
+
+        # Refreshed by us alone: what is shown changes only when we have read it.
+        with Live(console=live_console(), auto_refresh=False, vertical_overflow="crop") as live:
+            for found in readings:
+                live.update(status_view.screen(found), refresh=True)
+    else:
+        last: dict[str, str] = {}
+        for found in readings:
+            for name, counts in found.sources.items():
+                line = status_view.line_of(name, counts)
+                if line != last.get(name):
+                    show(line)
+                    sys.stdout.flush()
+                last[name] = line
 
 
-def _show_status(found: dict[str, Any]) -> None:
-    from rich.table import Table
+def _readings(settings: Settings, services: Services, source: str | None) -> Iterator[Reading]:
+    """A reading every two seconds; a catalog that is locked or restarted for a while is waited for."""
+    import sqlalchemy as sa
 
-    for name, counts in found.items():
-        title = f"{name}: {counts.files} files, {human_bytes(counts.bytes)}, {counts.batches} batches"
-        if counts.state != "active":
-            title += f" - {counts.state}: {safe(counts.state_reason or '')}"
-        table = Table("feature", *_COLUMNS, title=title, title_justify="left")
-        for feature, values in counts.features.items():
-            table.add_row(feature, *[str(values[column]) if values[column] else "-" for column in _COLUMNS])
-        show(table)
-        index = counts.index
-        show(f"index: {index['vectors']} vectors, {index['segments']} segments, model {index['model'] or '-'}")
-        odd = {state: n for state, n in counts.locations.items() if state not in ("present",)}
-        if odd:
-            show("places: " + ", ".join(f"{n} {state}" for state, n in odd.items()))
-    if not found:
-        say("There are no sources yet: mirror-realm sources add NAME --folder PATH")
+    from mirror_realm_assets.cli import status_view
+
+    read_before = False
+    while True:
+        try:
+            yield status_view.read(settings, services, source)
+            read_before = True
+        except sa.exc.DBAPIError as error:
+            if not read_before:
+                raise  # it is not there at all, and saying so helps more than waiting
+            say(f"[yellow]The catalog does not answer just now: {safe(str(error.orig))}[/]")
+        time.sleep(_WATCH_SECONDS)
 
 
 @click.command()
 @click.option("--source", help="Of one source.")
 @click.option("--feature", help="Only this feature's statuses count for --status.")
-@click.option("--status", "wanted", type=click.Choice([*_COLUMNS, "blocked"]), help="Only files with this status.")
+@click.option("--status", "wanted", type=click.Choice(_STATUSES), help="Only files with this status.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write them as a table, .parquet or .csv, with a row for each place.",
+)
 @json_option
-def files(source: str | None, feature: str | None, wanted: str | None, as_json: bool) -> None:
+def files(source: str | None, feature: str | None, wanted: str | None, export: Path | None, as_json: bool) -> None:
     """A line for each file."""
+    from mirror_realm_assets.cli.file_view import row_json
+
+    _require_format(export)
     with opened() as (settings, services), services.catalog.read() as conn:
         _require_feature(settings, feature)
-        for row in _rows(conn, settings, services, source):
-            if not _matches(row, feature, wanted):
-                continue
+        chosen = (
+            (each, row)
+            for each, row in _rows(conn, settings, services, source)
+            if wanted is None or _has_status(row, feature, wanted)
+        )
+        if export is not None:
+            _export(conn, settings, export, chosen, as_json)
+            return
+        for each, row in chosen:
             if as_json:
-                emit(_file_json(row, _root(conn, row.source)))
+                emit(row_json(row, each.root))
             else:
                 states = " ".join(f"{name}={value['status']}" for name, value in row.features.items())
                 path = os.fsdecode(row.paths[0]).encode("utf-8", "backslashreplace").decode()
                 show(f"{safe(path)}  {states}" + (f"  ({safe(row.reason)})" if row.reason else ""))
 
 
-def _rows(conn: sa.Connection, settings: Settings, services: Services, only: str | None) -> Iterator[FileRow]:
+def _rows(
+    conn: sa.Connection, settings: Settings, services: Services, only: str | None
+) -> Iterator[tuple[Source, FileRow]]:
     from mirror_realm_assets.catalog import listing, sources
     from mirror_realm_assets.pipeline import standard_stages
 
     rules = [stage.rule for stage in standard_stages(settings)]
-    chosen = [sources.get(conn, only)] if only else sources.all_sources(conn)
-    for source in chosen:
-        yield from listing.of_source(conn, source, rules, services.limits())
+    for source in [sources.get(conn, only)] if only else sources.all_sources(conn):
+        for row in listing.of_source(conn, source, rules, services.limits()):
+            yield source, row
 
 
-def _root(conn: sa.Connection, name: str) -> bytes:
-    from mirror_realm_assets.catalog import sources
+def _require_format(export: Path | None) -> None:
+    from mirror_realm_assets.file_table import FORMATS
 
-    return sources.get(conn, name).root
+    if export is not None and export.suffix.lower() not in FORMATS:
+        raise click.UsageError(f"--export writes {' or '.join(FORMATS)}; {export.name} ends in neither.")
 
 
 def _require_feature(settings: Settings, name: str | None) -> None:
@@ -119,52 +166,89 @@ def _require_feature(settings: Settings, name: str | None) -> None:
         raise SetupError("invalid_argument", f"There is no feature {name!r}.", remedy=f"Features: {', '.join(known)}.")
 
 
-def _matches(row: FileRow, feature: str | None, wanted: str | None) -> bool:
+def _has_status(row: FileRow, feature: str | None, wanted: str) -> bool:
     chosen = [row.features[feature]] if feature else list(row.features.values())
-    return wanted is None or any(value["status"] == wanted for value in chosen)
+    return any(value["status"] == wanted for value in chosen)
 
 
-def _file_json(row: FileRow, root: bytes) -> dict[str, Any]:
-    return {
-        "media": row.media,
-        "digest": row.digest,
-        "part": row.part,
-        "source": row.source,
-        **paths_json([os.path.join(root, path) for path in row.paths]),  # noqa: PTH118 - bytes
-        "location_state": row.location_state,
-        "reason": row.reason,
-        "mime": row.mime,
-        "bytes": row.bytes,
-        "width": row.width,
-        "height": row.height,
-        "features": row.features,
-    }
+def _export(
+    conn: sa.Connection,
+    settings: Settings,
+    export: Path,
+    chosen: Iterator[tuple[Source, FileRow]],
+    as_json: bool,
+) -> None:
+    from mirror_realm_assets import file_table
+    from mirror_realm_assets.pipeline import standard_stages
+
+    target = export.expanduser().absolute()
+    _refuse_source_folder(conn, target)
+    features = [stage.feature for stage in standard_stages(settings)]
+    with Teller() as teller:
+        rows = file_table.write(
+            target,
+            ((source.root, row) for source, row in chosen),
+            features,
+            lambda count: teller.tell(f"{count} rows written"),
+        )
+    if as_json:
+        emit({"rows": rows, "path": str(target)})
+    say(f"{rows} rows are in {safe(str(target))}")
+
+
+def _refuse_source_folder(conn: sa.Connection, target: Path) -> None:
+    """Sources are read-only, and a table in one would be taken for a file of it."""
+    from mirror_realm_assets.catalog import sources
+
+    folder = target.parent.resolve()
+    if not folder.is_dir():
+        raise SetupError("folder_missing", f"There is no folder {folder}.", remedy="Make it, or write somewhere else.")
+    for source in sources.all_sources(conn):
+        if folder.is_relative_to(Path(os.fsdecode(source.root)).resolve()):
+            raise SetupError(
+                "invalid_argument",
+                f"{target} would be in the folder of the source {source.name}, which is never written to.",
+                remedy="Write it somewhere else.",
+            )
 
 
 @click.command()
 @click.argument("path_or_digest")
 @json_option
 def file(path_or_digest: str, as_json: bool) -> None:
-    """Everything known about one file, by its path or its digest."""
-    from mirror_realm_assets.catalog import listing, sources
+    """Everything known about one file, by its path, or by a digest or the first 8 digits of one."""
+    from mirror_realm_assets.cli import file_view
 
-    full = _plain(os.fsencode(Path(path_or_digest).expanduser()))
     with opened() as (settings, services), services.catalog.read() as conn:
-        for row in _rows(conn, settings, services, None):
-            source = sources.get(conn, row.source)
-            places = [_plain(os.path.join(source.root, path)) for path in row.paths]  # noqa: PTH118 - bytes
-            if row.digest != path_or_digest and full not in places:
-                continue
-            ids = listing.places_of(conn, source.id, row.paths)
-            found = _file_json(row, source.root) | listing.history(conn, row.media, ids)
-            if as_json:
-                emit(found)
-            else:
-                from rich.pretty import Pretty
+        found = _find(conn, settings, services, path_or_digest)
+        if not found:
+            raise SetupError(
+                "not_found",
+                f"Nothing is known of {path_or_digest}.",
+                remedy="Is its folder a source (mirror-realm sources list), and was it scanned since the file came?",
+            )
+        page = file_view.page(settings, conn, found, Path(path_or_digest).name)
+    if as_json:
+        emit(page.body)
+    else:
+        page.show()
 
-                show(Pretty(found, max_string=200))
-            return
-    raise SetupError("not_found", f"Nothing is known of {path_or_digest}.", remedy="Is its folder a source?")
+
+def _find(conn: sa.Connection, settings: Settings, services: Services, path_or_digest: str) -> list[Found]:
+    """The file, then the same bytes in other sources, and further parts."""
+    from mirror_realm_assets.catalog import one_file, sources
+    from mirror_realm_assets.pipeline import standard_stages
+
+    chosen = sources.all_sources(conn)
+    rules, limits = [stage.rule for stage in standard_stages(settings)], services.limits()
+    full = _plain(os.fsencode(Path(path_or_digest).expanduser()))
+    found = one_file.by_path(conn, chosen, rules, limits, full)
+    digest = found[0].row.digest if found else path_or_digest.lower()
+    if digest is not None:
+        known = {(each.row.media, each.row.part) for each in found}
+        same = one_file.by_digest(conn, chosen, rules, limits, digest)
+        found += [each for each in same if (each.row.media, each.row.part) not in known]
+    return found
 
 
 def _plain(path: bytes) -> bytes:

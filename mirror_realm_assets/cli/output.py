@@ -9,11 +9,14 @@ import base64
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import click
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 # Without emoji codes: a file may be called `:smile:.jpg`.
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -23,6 +26,8 @@ _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _NOTHING = "[none][/none]"
 # Control characters that JSON allows as they are, and that some terminals obey.
 _CONTROL = re.compile("[\x7f-\x9f]")
+_LOG_SECONDS = 10.0
+_TERMINAL_SECONDS = 0.2
 
 
 def say(text: str) -> None:
@@ -33,6 +38,48 @@ def say(text: str) -> None:
 def show(renderable: Any) -> None:
     """Print a table or text on stdout."""
     _out.print(renderable)
+
+
+def is_terminal() -> bool:
+    """Whether stdout is looked at by a person."""
+    return _out.is_terminal
+
+
+def live_console() -> Console:
+    """For a screen that is drawn over itself: its lines must not be longer than the terminal is wide."""
+    return Console(highlight=False, emoji=False)
+
+
+class Teller:
+    """Tells on stderr how far something is: one line drawn over itself on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def tell(self, text: str) -> None:
+        """Say how far it is; most calls say nothing."""
+        pause = _TERMINAL_SECONDS if _err.is_terminal else _LOG_SECONDS
+        if time.monotonic() - self._told_at < pause:
+            return
+        self._told_at = time.monotonic()
+        if _err.is_terminal:
+            self._clear()
+            _err.print(safe(text), end="\r")
+            self._drawn = True
+        else:
+            say(safe(text))
+
+    def __exit__(self, *_error: object) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            _err.control(Control((ControlType.ERASE_IN_LINE, 2)))
+            self._drawn = False
 
 
 def safe(text: str) -> str:

@@ -26,7 +26,9 @@ _RECOVERY_SECONDS = 120.0
 
 @click.command()
 @click.option("--host", help="Where the UI binds.  [default: 127.0.0.1]")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port of the UI.  [default: 3000]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the UI; one that is taken is an error.  [default: 3000]"
+)
 def up(host: str | None, port: int | None) -> None:
     """Run the UI, the daemon and the watcher until Ctrl-C."""
     from mirror_realm_assets import installation
@@ -98,7 +100,8 @@ class _Changes:
 
         rules = [stage.rule for stage in standard_stages(self._settings)]
         with self._services.catalog.read() as conn:
-            found = {s.name: status.of_source(conn, s, rules) for s in sources.all_sources(conn)}
+            limits = self._services.limits()
+            found = {s.name: status.of_source(conn, s, rules, limits) for s in sources.all_sources(conn)}
         for name, counts in found.items():
             words = _words(counts)
             if words != self._last.get(name):

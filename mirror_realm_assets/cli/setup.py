@@ -19,6 +19,7 @@ from mirror_realm_assets.settings import Settings
 if TYPE_CHECKING:
     from mirror_realm_assets.catalog.engine import Catalog
     from mirror_realm_assets.catalog.leases import Lease
+    from mirror_realm_assets.doctor import Finding
     from mirror_realm_assets.store.gc import GcReport
 
 _LEASE = "store"
@@ -110,8 +111,6 @@ def _create_dagster_instance(settings: Settings) -> None:
 @json_option
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """What is installed, found and missing, and how to mend it; exit code 1 if something keeps work from being done."""
-    from rich.table import Column, Table
-
     from mirror_realm_assets.doctor import examine
 
     found = examine(Settings.read())
@@ -119,14 +118,27 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         emit({"ok": not failed, "checks": [asdict(finding) for finding in found]})
     else:
-        table = Table(*(Column(title, overflow="fold") for title in ("check", "", "found", "remedy")))
-        for finding in found:
-            level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
-            table.add_row(safe(finding.name), level, safe(finding.found), safe(finding.remedy))
-        show(table)
+        _show_findings(found)
     if failed:
-        say(f"{failed} of {len(found)} checks failed.")
+        say(f"[red]{failed} of {len(found)} checks failed.[/]")
         ctx.exit(1)
+    worse = sum(finding.level == "warn" for finding in found)
+    if not as_json:
+        say(f"[yellow]Nothing is broken; {worse} could be better.[/]" if worse else "[green]All is well.[/]")
+
+
+def _show_findings(found: Sequence[Finding]) -> None:
+    """Group by group; the remedy stands below what it mends."""
+    group = None
+    width = max(len(finding.name) for finding in found)
+    for finding in found:
+        if finding.group != group:
+            group = finding.group
+            show(f"[bold]{group}[/]")
+        level = f"[{_COLOURS[finding.level]}]{finding.level:<4}[/]"
+        show(f"  {level}  {safe(finding.name)}{' ' * (width - len(finding.name))}  {safe(finding.found)}")
+        if finding.remedy:
+            show(f"  {' ' * (width + 8)}-> {safe(finding.remedy)}")
 
 
 @click.command()

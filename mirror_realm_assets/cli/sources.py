@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror_realm_assets.cli.library import opened
-from mirror_realm_assets.cli.output import emit, human_bytes, human_seconds, json_option, safe, say, show
+from mirror_realm_assets.cli.output import Teller, emit, human_bytes, human_seconds, json_option, safe, say, show
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mirror_realm_assets.catalog.sources import Source
+    from mirror_realm_assets.estimate import Estimate
+    from mirror_realm_assets.stages.services import Services
 
 
 @click.group("sources")
@@ -28,7 +34,6 @@ def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> Non
     """Register a folder under NAME and say what it will take."""
     from mirror_realm_assets.catalog import sources
     from mirror_realm_assets.catalog.policy import parse_options, parse_policy
-    from mirror_realm_assets.estimate import of_folder
     from mirror_realm_assets.pipeline import check_policy
 
     root = folder.expanduser().absolute()
@@ -40,12 +45,12 @@ def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> Non
         check_policy(settings, parse_policy(chosen))
         with services.catalog.write() as conn:
             source = sources.add(conn, name, os.fsencode(root), chosen)
-        estimate = of_folder(settings, source)
+        estimate = _estimate(settings, services, source)
     if as_json:
         emit({"source": name, "estimate": estimate.as_json()})
         return
     say(f"Source [bold]{safe(name)}[/bold] watches {safe(str(root))}.")
-    _say_estimate(estimate)
+    say(_verdict(estimate))
     _say_unused(chosen)
 
 
@@ -122,16 +127,15 @@ def show_(name: str, as_json: bool) -> None:
 def estimate_(name: str, as_json: bool) -> None:
     """Files, hours and bytes that a source will take here."""
     from mirror_realm_assets.catalog import sources
-    from mirror_realm_assets.estimate import of_folder
 
     with opened() as (settings, services):
         with services.catalog.read() as conn:
             source = sources.get(conn, name)
-        found = of_folder(settings, source)
+        found = _estimate(settings, services, source)
     if as_json:
         emit(found.as_json())
     else:
-        _say_estimate(found)
+        _show_estimate(source, found)
 
 
 @sources_group.command("check")
@@ -229,15 +233,63 @@ def _say_unused(options: dict[str, Any]) -> None:
             say(f"[yellow]The option {safe(name)} is kept, and has no effect yet.[/yellow]")
 
 
-def _say_estimate(found: Any) -> None:
-    say(f"{found.files} files, {human_bytes(found.bytes)}.")
-    say(f"Searchable after about {human_seconds(found.search_seconds)} on this machine.")
-    if found.enhance_files:
-        say(
-            f"Enhancement of {found.enhance_files} pictures takes about {human_seconds(found.enhance_seconds)} and "
-            f"{human_bytes(found.enhance_bytes)}; {found.not_wanted} are larger than the source's "
-            f"enhance.max_pixels and are left out."
+def _estimate(settings: Settings, services: Services, source: Source) -> Estimate:
+    from mirror_realm_assets.estimate import of_folder
+
+    with Teller() as teller:
+        return of_folder(
+            settings,
+            source,
+            catalog=services.catalog,
+            on_progress=lambda walk: teller.tell(f"{len(walk.entries)} files seen"),
         )
+
+
+def _show_estimate(source: Source, found: Estimate) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_header=False)
+    for name, words in _rows(source, found):
+        table.add_row(name, words)
+    show(table)
+    show(_verdict(found))
+
+
+def _rows(source: Source, found: Estimate) -> Iterator[tuple[str, str]]:
+    yield "folder", safe(source.root_display)
+    yield "files", f"{found.files}, {human_bytes(found.bytes)}"
+    if found.kinds:
+        yield "kinds", safe(", ".join(f"{count} {kind}" for kind, count in found.kinds.items()))
+    if found.too_large:
+        yield "refused", f"{found.too_large} are larger than MIRROR_REALM_MAX_FILE_BYTES"
+    yield "search", f"about {human_seconds(found.search_seconds)}, {human_bytes(found.search_bytes)}"
+    if source.policy.enhance:
+        took = f"about {human_seconds(found.enhance_seconds)}, {human_bytes(found.enhance_bytes)}"
+        yield "enhancement", f"{found.enhance_files} pictures, {took}"
+        yield "left out", f"{found.not_wanted} are larger than enhance.max_pixels={source.policy.enhance_max_pixels}"
+        where = "measured here" if found.rate_from == "measured" else "as on other machines, none measured here yet"
+        yield "speed", f"{found.seconds_per_megapixel:g} s a megapixel, {where}; {found.device}, {found.precision}"
+    else:
+        yield "enhancement", "not wanted by the source's policy"
+    if found.free_bytes is not None:
+        yield "disk", f"{human_bytes(found.free_bytes)} free"
+
+
+def _verdict(found: Estimate) -> str:
+    """The estimate in a sentence."""
+    if not found.files:
+        return "The folder is empty."
+    words = (
+        f"{found.files} files, {human_bytes(found.bytes)}: searchable after about {human_seconds(found.search_seconds)}"
+    )
+    if found.enhance_files:
+        words += f", {found.enhance_files} pictures enhanced after {human_seconds(found.enhance_seconds)} more"
+    needed = human_bytes(found.search_bytes + found.enhance_bytes)
+    if found.fits is False:
+        free = human_bytes(found.free_bytes or 0)
+        return f"{words}; [red]the {needed} it makes do not fit[/] on a disk with {free} free."
+    return f"{words}; it makes about {needed}" + (", which fits the disk." if found.fits else ".")
 
 
 COMMANDS = [sources_group]

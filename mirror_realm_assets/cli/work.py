@@ -172,7 +172,8 @@ def _status(settings: Settings, services: Services, name: str) -> SourceStatus:
 
     with services.catalog.read() as conn:
         source = sources.get(conn, name)
-        return status.of_source(conn, source, [stage.rule for stage in standard_stages(settings)])
+        rules = [stage.rule for stage in standard_stages(settings)]
+        return status.of_source(conn, source, rules, services.limits())
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def upscaler(services: Services, name: str) -> Upscaler:
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     """One picture after the other; see `stages.stage.Run`."""
     model = upscaler(context.services, context.policy.enhance_model)
+    context.used.update(model=model.name, device=model.device, precision=model.precision, pictures_at_once=1)
     for work in works:
         began = time.monotonic()
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mirror_realm_assets.catalog.files import Known, Sighting
@@ -51,13 +51,20 @@ class Walk:
         return not self.errors
 
 
-def walk(root: bytes, patterns: Sequence[str] = (), own: Collection[tuple[int, int]] = ()) -> Walk:
+def walk(
+    root: bytes,
+    patterns: Sequence[str] = (),
+    own: Collection[tuple[int, int]] = (),
+    *,
+    on_progress: Callable[[Walk], None] = lambda _walk: None,
+) -> Walk:
     """Look at every file beneath `root`.
 
     Args:
         root: the folder.
         patterns: the source's own ignore patterns.
         own: device and inode of folders of ours: what we make is never an input.
+        on_progress: shown what was seen so far, folder by folder.
 
     Raises:
         SetupError: `folder_missing` when the root itself cannot be listed.
@@ -78,6 +85,7 @@ def walk(root: bytes, patterns: Sequence[str] = (), own: Collection[tuple[int, i
                     _look(found, root, folder, item, folders, patterns, own, top.st_dev)
         except OSError as error:
             found.errors.append(f"{error.strerror}")
+        on_progress(found)
     return found
 
 

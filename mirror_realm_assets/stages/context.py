@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mirror_realm_assets.catalog import batches as batch_rows
@@ -46,6 +46,7 @@ class StageContext:
     deadline: float | None = None  # on the monotonic clock: the end of the slice
     stop: Callable[[], str | None] = lambda: None  # a reason to stop, asked between items
     stopped: str | None = None
+    used: dict[str, str | int] = field(default_factory=dict)  # told with the run: model, device, precision, ...
 
     @property
     def writer(self) -> Writer:

@@ -115,7 +115,7 @@ class _Run:
         self.rules = [stage.rule for stage in context.stages]
         self.limits = context.services.limits()
         self.on_progress = on_progress
-        self.report = StageReport(context.batch.key, self.stage.feature, items=context.batch.items)
+        self.report = StageReport(context.batch.key, self.stage.feature, items=context.batch.items, used=context.used)
         self.total = 0
         self.claimed: dict[int, Work] = {}
         self.waiting: list[Result] = []
@@ -224,6 +224,7 @@ class _Run:
             self.claimed.pop(work.item_id, None)
             pixels = work.subject.pixels or sum(p.width * p.height for p in _parts(result))
             self.report.add(result.finding, pixels, work.subject.size, tuple(result.pictures))
+            self.report.stored.update((stored.key, stored.size) for _kind, stored in result.objects)
             if result.finding.status == "failed":
                 self.failed[result.finding.code or "internal"] += 1
                 self.failed_keys.append(result)
@@ -243,7 +244,7 @@ class _Run:
         work, finding = result.work, result.finding
         if work.recipe is None:
             raise ValueError(f"item {work.item_id} was run without being wanted")
-        self.report.recipes[work.recipe.digest] = work.recipe.model_digest
+        self.report.recipes[work.recipe.digest] = work.recipe
         digest = work.subject.digest if work.feature == RAW else work.subject.image_digest
         if result.identified is not None and work.subject.location_id is not None:
             seen = (work.subject.size, work.subject.mtime_ns)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mirror_realm_assets.catalog.features import Finding
+from mirror_realm_assets.catalog.wants import Recipe
 
 _MAX_PICTURES = 8
 
@@ -21,7 +22,9 @@ class StageReport:
         open_items: items of this feature that are still open afterwards.
         seconds: wall time.
         pixels, size: pixels and bytes of the pictures worked on.
-        recipes: digests of the recipes that were run.
+        recipes: the recipes that were run, by digest.
+        used: what the worker worked with, for people: model, device, precision, pictures at once.
+        stored: sizes of the objects that were written, by key.
         skipped: why nothing was done at all, or None.
         stopped: why it ended before the batch was through, or None.
         pictures: small pictures for previews.
@@ -36,7 +39,9 @@ class StageReport:
     seconds: float = 0.0
     pixels: int = 0
     size: int = 0
-    recipes: dict[str, str | None] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    used: dict[str, str | int] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
     skipped: str | None = None
     stopped: str | None = None
     pictures: list[tuple[bytes, ...]] = field(default_factory=list, repr=False)

@@ -1,5 +1,5 @@
 """Understanding: what a picture shows, as numbers and words.
 
-What belongs here: embeddings (`embedder`). What does not: where they are stored, and the index that searches them
-(`search`).
+What belongs here: embeddings (`embedder`), and queries made of words (`words`). What does not: where vectors are
+stored, and the index that searches them (`search`).
 """

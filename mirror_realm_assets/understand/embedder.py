@@ -1,7 +1,7 @@
 """Picture embeddings: vectors that lie close together when pictures look alike.
 
-What belongs here: the interface of every embedding model, and the models themselves. What does not: storing vectors,
-searching them, deciding which pictures need one.
+What belongs here: the interface of every embedding model, the default one, and loading one by name. What does not: the
+models that a person adds (`open_clip_embedder`), storing vectors, searching them, deciding which pictures need one.
 
 Vectors of different models must never be compared; `digest` tells them apart.
 """
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.understand.efficientnet_lite import efficientnet_lite0
+from mirror_realm_assets.weights.added import AddedModel, find
 from mirror_realm_assets.weights.fetch import require
 from mirror_realm_assets.weights.hardware import (
     Device,
@@ -29,8 +30,7 @@ from mirror_realm_assets.weights.hardware import (
     release_memory,
     torch_dtype,
 )
-from mirror_realm_assets.weights.registry import ModelSpec
-from mirror_realm_assets.weights.registry import spec as model_spec
+from mirror_realm_assets.weights.registry import Model
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,9 @@ _CENTRAL = 0.875
 
 # Pictures in one pass. On two cores 8 at a time are the fastest (76 a second; 57 one by one, 37 in batches of 32), and
 # a picture's vector differs by 1e-7 between them.
-_BATCH: dict[Device, int] = {"cpu": 8, "cuda": 32}
+BATCH: dict[Device, int] = {"cpu": 8, "cuda": 32}
 # A GPU chooses other kernels for other batch sizes, and its vectors would change with them: there every batch is full.
-_ALWAYS_FULL: dict[Device, bool] = {"cpu": False, "cuda": True}
+ALWAYS_FULL: dict[Device, bool] = {"cpu": False, "cuda": True}
 
 
 class Embedder(Protocol):
@@ -107,7 +107,7 @@ class EfficientNetEmbedder:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: Model,
         models_dir: Path,
         device: DeviceSetting = "auto",
         precision: PrecisionSetting = "auto",
@@ -155,10 +155,10 @@ class EfficientNetEmbedder:
         if self._network is None:
             raise RuntimeError("this embedder is closed")
         vectors = np.empty((len(images), self._dim), np.float32)
-        size = _BATCH[self._device]
+        size = BATCH[self._device]
         for start in range(0, len(images), size):
             chunk = images[start : start + size]
-            rows = size if _ALWAYS_FULL[self._device] else len(chunk)
+            rows = size if ALWAYS_FULL[self._device] else len(chunk)
             batch = np.zeros((rows, 3, _SIDE, _SIDE), np.float32)
             for row, image in enumerate(chunk):
                 batch[row] = _prepared(image)
@@ -166,7 +166,7 @@ class EfficientNetEmbedder:
                 features = self._features(self._network, batch)
             except Exception as error:  # whatever it is, it is the reason recorded for these pictures
                 raise model_failure(error, f"{len(chunk)} pictures for {self.name}") from error
-            vectors[start : start + len(chunk)] = _normalised(features[: len(chunk)])
+            vectors[start : start + len(chunk)] = normalised(features[: len(chunk)])
         return vectors
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ def load_embedder(
     """The embedding model of that name, ready to use.
 
     Args:
-        name: a model of the registry.
+        name: a model of the registry, or an added one.
         models_dir: the models folder.
         device: setting.
         precision: setting.
@@ -204,7 +204,12 @@ def load_embedder(
     Raises:
         SetupError: `not_found`, `weights_missing`, `weights_altered` or `invalid_argument`.
     """
-    return EfficientNetEmbedder(model_spec(name), models_dir, device, precision, threads)
+    model = find(models_dir, name)
+    if isinstance(model, AddedModel):
+        from mirror_realm_assets.understand.open_clip_embedder import OpenClipEmbedder
+
+        return OpenClipEmbedder(model, models_dir, device, precision, threads)
+    return EfficientNetEmbedder(model, models_dir, device, precision, threads)
 
 
 def _prepared(image: Picture) -> npt.NDArray[np.float32]:
@@ -215,9 +220,7 @@ def _prepared(image: Picture) -> npt.NDArray[np.float32]:
     """
     from PIL import Image
 
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"expected HxWx3 uint8, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
+    height, width = checked(image).shape[:2]
     side = min(height, width) * _CENTRAL
     left, top = (width - side) / 2, (height - side) / 2
     scaled = Image.fromarray(image).resize(
@@ -226,7 +229,23 @@ def _prepared(image: Picture) -> npt.NDArray[np.float32]:
     return np.asarray(scaled, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
 
 
-def _normalised(features: Vectors) -> Vectors:
+def checked(image: Picture) -> Picture:
+    """`image`, if it is one.
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"expected HxWx3 uint8, got {image.shape} {image.dtype}")
+    return image
+
+
+def normalised(features: Vectors) -> Vectors:
+    """Rows at length 1.
+
+    Raises:
+        Failed: `model_failed` for a row that has no direction.
+    """
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
         raise Failed("model_failed", "The network gave an embedding without direction.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror_realm_assets.catalog.features import Finding
@@ -17,7 +18,8 @@ from mirror_realm_assets.stages.flow import decode_proxy, read_ahead
 from mirror_realm_assets.stages.services import Services
 from mirror_realm_assets.stages.stage import Result, Stage, finding_of
 from mirror_realm_assets.store import keys
-from mirror_realm_assets.weights.registry import spec
+from mirror_realm_assets.weights.added import AddedModel, find
+from mirror_realm_assets.weights.hardware import choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,17 +36,21 @@ _SHARD_SECONDS = 2.0
 _AT_ONCE = 8  # pictures in one call of the model: 76 a second on two cores, against 57 one by one
 
 
-def embeddings_stage(proxy: str, precision: str) -> Stage:
+def embeddings_stage(proxy: str, precision: str, models_dir: Path) -> Stage:
     """The stage.
 
     Args:
         proxy: version of the proxies it reads.
         precision: the precision setting; it changes vectors a little, so it is part of the recipe.
+        models_dir: the models folder, which may hold models that a person added; it is asked each time, so that a
+            process that runs knows one added later.
     """
 
     def recipe(policy: SourcePolicy) -> Recipe:
-        model = spec(policy.embedder, "embed")
+        model = find(models_dir, policy.embedder, "embed")
         params = {"model": model.name, "precision": precision, "storage": "float16"}
+        if isinstance(model, AddedModel):
+            params |= model.recipe_params()
         return Recipe("embeddings", CODE_VERSION, params, model.weights_sha256, {"proxy": proxy})
 
     return Stage(
@@ -67,8 +73,10 @@ def embedder(services: Services, name: str) -> Embedder:
     from mirror_realm_assets.understand.embedder import load_embedder
 
     s = services.settings
+    # With the digest: weights can be replaced under their name while a process runs.
+    digest = find(s.models_dir, name, "embed").weights_sha256
     return services.held(
-        f"embedder/{name}",
+        f"embedder/{name}/{digest}",
         lambda: load_embedder(name, s.models_dir, device=s.device, precision=s.precision, threads=s.threads),
     )
 
@@ -77,6 +85,8 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     """Read proxies ahead, embed, publish a shard, and only then report its rows; see `stages.stage.Run`."""
     name = context.policy.embedder
     model = embedder(context.services, name)
+    device = choose_device(context.services.settings.device)
+    context.used.update(model=model.name, device=device, precision=model.precision, pictures_at_once=_AT_ONCE)
     loaded = read_ahead(works, lambda work: decode_proxy(context.read_proxy(work)), cost=lambda _work: 6_000_000)
     shard: list[_Row] = []
     opened = time.monotonic()

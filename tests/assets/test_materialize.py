@@ -12,6 +12,7 @@ from lab import Lab
 
 from mirror_realm_assets.assets.factory import stage_asset
 from mirror_realm_assets.catalog.wants import Recipe
+from mirror_realm_assets.errors import REASONS
 from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.settings import Settings
@@ -50,6 +51,11 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> Mapping[str, dg.M
     return event.metadata
 
 
+def version(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = result.asset_materializations_for_node("raw_media")
+    return (event.tags or {})["dagster/data_version"]
+
+
 def test_a_sixth_stage_in_ten_lines_runs_and_records(lab: Lab, instance: dg.DagsterInstance) -> None:
     for number in range(4):
         lab.picture(f"{number}.png", number, size=(160, 120))
@@ -57,9 +63,31 @@ def test_a_sixth_stage_in_ten_lines_runs_and_records(lab: Lab, instance: dg.Dags
     result = materialize(lab, instance, batch.key)
     assert result.success
     counts = metadata(result, "sharpness")["counts"].value
-    assert counts == {"ok": 4, "empty": 0, "refused": 0, "failed": 0, "items": 4, "already_done": 0, "open": 0}
-    again = metadata(materialize(lab, instance, batch.key), "sharpness")["counts"].value
-    assert (again["ok"], again["already_done"]) == (0, 4)
+    assert {name: count for name, count in counts.items() if count} == {"ok": 4, "items": 4}
+    repeated = materialize(lab, instance, batch.key)
+    assert version(repeated) == version(result), "nothing changed, so nothing that depends on it is out of step"
+    again = metadata(repeated, "sharpness")
+    assert (again["counts"].value["ok"], again["counts"].value["already_done"]) == (0, 4)
+    assert str(again["summary"].value).startswith("Nothing was left to do: all 4 files were done before.")
+    assert "pictures_per_second" not in again, "a rate of nothing would draw as a fall to 0"
+
+
+def test_numbers_are_numbers_so_that_the_ui_draws_them(lab: Lab, instance: dg.DagsterInstance) -> None:
+    lab.picture("a.png", 1, size=(200, 100))
+    (batch,) = lab.form(pipeline(lab.settings))
+    found = metadata(materialize(lab, instance, batch.key), "raw_media")
+    drawn = {name for name, value in found.items() if isinstance(value, dg.FloatMetadataValue | dg.IntMetadataValue)}
+    assert drawn >= {"seconds", "pictures_per_second", "seconds_per_picture", "files", "files_ok", "bytes_written"}
+    assert found["megapixels"].value == 0.02
+    assert found["recipe"].value == next(iter(found["recipes"].value))[:12]
+
+
+def test_a_batch_links_to_its_runs_and_to_its_source(lab: Lab, instance: dg.DagsterInstance) -> None:
+    lab.picture("a.png")
+    (batch,) = lab.form(pipeline(lab.settings))
+    links = str(metadata(materialize(lab, instance, batch.key), "raw_media")["links"].value)
+    assert f"tag%3Adagster%2Fpartition%3D{batch.key}" in links
+    assert "tag%3Amirror-realm%2Fsource%3Ddemo" in links
 
 
 def test_previews_fit_the_event_budget_and_name_no_file(lab: Lab, instance: dg.DagsterInstance) -> None:
@@ -84,7 +112,11 @@ def test_reasons_of_refusals_are_a_table_of_harmless_text(lab: Lab, instance: dg
     (record,) = found["refused"].records  # type: ignore[attr-defined]
     assert record.data["code"] == "unsupported"
     assert record.data["files"] == 1
+    assert record.data["retried"] == "no"
+    assert record.data["remedy"] == REASONS["unsupported"].remedy
     assert "<" not in json.dumps(record.data)
+    columns = [column.name for column in found["refused"].schema.columns]  # type: ignore[attr-defined]
+    assert columns == list(record.data)
 
 
 def test_an_unknown_batch_fails_with_one_clear_sentence(lab: Lab, instance: dg.DagsterInstance) -> None:

@@ -26,7 +26,7 @@ def rows_of(library: Library, source: sources.Source) -> list[FileRow]:
 
 def status_of(library: Library, source: sources.Source) -> status.SourceStatus:
     with library.catalog.read() as conn:
-        return status.of_source(conn, sources.by_id(conn, source.id), RULES)
+        return status.of_source(conn, sources.by_id(conn, source.id), RULES, LIMITS)
 
 
 def counted(rows: list[FileRow]) -> dict[str, dict[str, int]]:

@@ -21,6 +21,7 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.batches import NewItem
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.checks.gates import embeddings_are_vectors, index_equals_ledger, no_systemic_failure
+from mirror_realm_assets.errors import REASONS
 from mirror_realm_assets.partitions import data_source, media_batch
 from mirror_realm_assets.resources.library import LibraryResource, close_services
 from mirror_realm_assets.search.update import update_index
@@ -161,8 +162,27 @@ def test_an_embedding_that_is_no_vector_holds_the_run_up(lab: Lab, evaluate: Eva
             .where(t.features.c.feature == "embeddings")
             .values(output=place | {"shard": stored.key, "sha256": stored.sha256})
         )
-    with pytest.raises(NoVerdict):  # it cannot even be read
-        evaluate(embeddings_are_vectors(cheap_stages), key)
+    found = evaluate(embeddings_are_vectors(cheap_stages), key)
+    assert not found.passed
+    assert found.severity is dg.AssetCheckSeverity.ERROR
+    assert found.metadata["code"].value == "model_failed" or found.metadata["code"].value == "store_corrupt"
+    assert found.description
+
+
+def test_a_check_that_does_not_pass_says_why_in_words(lab: Lab, evaluate: Evaluate) -> None:
+    systemic = evaluate(no_systemic_failure(cheap_stages(lab.settings)[0]), batch_with(lab, [MEMORY] * 15 + [OK] * 5))
+    assert systemic.description is not None
+    assert "15 of 20 files failed" in systemic.description
+    assert REASONS["out_of_memory"].remedy in systemic.description
+
+
+def test_a_shard_that_is_gone_fails_the_check_with_a_reason_and_not_with_an_error(lab: Lab, evaluate: Evaluate) -> None:
+    key = embedded(lab)
+    (lab.home / "store" / outputs(lab)[0]["shard"]).unlink()
+    found = evaluate(embeddings_are_vectors(cheap_stages), key)
+    assert not found.passed
+    assert found.metadata["code"].value == "store_failed"
+    assert REASONS["store_failed"].remedy in (found.description or "")
 
 
 def test_a_batch_without_embeddings_passes(lab: Lab, evaluate: Evaluate) -> None:

@@ -1,17 +1,29 @@
-"""status, files, file and search: what people and scripts see of a library."""
+"""status, files and file: what people and scripts see of a library."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import sqlalchemy as sa
 from cli_home import HOSTILE, Home, run, run_json, run_lines
 from lab import Lab
 
-from mirror_realm_assets.catalog import sources
+from mirror_realm_assets.catalog import progress, sources
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.files import location_failed
+from mirror_realm_assets.catalog.listing import FileRow
+from mirror_realm_assets.file_table import columns, write
+from mirror_realm_assets.ingest.watch import FolderWatch
 from mirror_realm_assets.pipeline import standard_stages
 
 STATUSES = {"ok", "empty", "failed", "refused", "pending", "running", "not_wanted"}
@@ -41,7 +53,7 @@ def test_status_has_the_shape_of_the_contract(home: Home) -> None:
     home.put(b"words.jpg")
     home.read()
     found = run_json("status")
-    assert set(found) == {"sources"}
+    assert set(found) == {"sources", "running", "free_bytes", "up"}
     demo = found["sources"]["demo"]
     assert {"files", "bytes", "batches", "locations", "features", "index"} <= set(demo)
     assert (demo["files"], demo["batches"], demo["locations"]) == (2, 1, {"present": 2})
@@ -50,7 +62,9 @@ def test_status_has_the_shape_of_the_contract(home: Home) -> None:
     assert (demo["features"]["raw_media"]["ok"], demo["features"]["raw_media"]["refused"]) == (1, 1)
     assert demo["features"]["embeddings"]["pending"] == 1
     assert set(demo["index"]) == {"vectors", "tombstones", "segments", "model", "recall_at_10"}
-    assert run_json("status", "--source", "demo") == found
+    assert demo["lanes"]["enhance"] == {"pictures_per_second": None, "seconds_left": None}
+    assert (demo["last_failure"], demo["index_error"], found["running"], found["up"]) == (None, None, [], False)
+    assert run_json("status", "--source", "demo")["sources"] == found["sources"]
 
 
 def test_status_for_people_names_the_reason_of_a_pause_as_text(home: Home) -> None:
@@ -60,6 +74,60 @@ def test_status_for_people_names_the_reason_of_a_pause_as_text(home: Home) -> No
     assert result.exit_code == 0
     assert "paused: systemic: [red]\\x1b[31mno memory" in result.stdout
     assert "\x1b" not in result.output
+
+
+def test_a_limit_that_was_raised_shows_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when the next sweep has formed batches for it."""
+    home.lab.picture("a.png", size=(64, 48))
+    monkeypatch.setenv("MIRROR_REALM_MAX_PIXELS", "100")
+    home.lab.settings = home.lab.settings.model_copy(update={"max_pixels": 100})
+    home.read()
+    counts = run_json("status")["sources"]["demo"]["features"]
+    assert (counts["raw_media"]["refused"], counts["embeddings"]["pending"]) == (1, 0)
+    monkeypatch.delenv("MIRROR_REALM_MAX_PIXELS")
+    counts = run_json("status")["sources"]["demo"]["features"]
+    assert (counts["raw_media"]["pending"], counts["embeddings"]["pending"]) == (1, 1)
+    assert lines()[0]["features"]["raw_media"]["status"] == "pending"  # type: ignore[index]
+
+
+def test_a_failure_is_named_with_its_file_and_where_to_see_more(home: Home) -> None:
+    home.put(b"[red].jpg")
+    home.lab.form(standard_stages(home.lab.settings))
+    with home.lab.catalog.write() as conn:
+        location_id = conn.execute(sa.select(t.locations.c.id)).scalar_one()
+        location_failed(conn, location_id, "io_error", "The disk \x1b[31m is ill.", None)
+    failure = run_json("status")["sources"]["demo"]["last_failure"]
+    assert (failure["feature"], failure["code"], failure["path"]) == ("raw_media", "io_error", "[red].jpg")
+    told = run("status").stdout
+    assert "last failure: raw_media of [red].jpg: io_error" in told
+    assert "mirror-realm files --source demo --status failed" in told
+    assert "\x1b" not in told
+
+
+def test_speed_is_told_of_work_that_goes_on_and_unknown_of_other() -> None:
+    at = datetime(2026, 5, 1, tzinfo=UTC)
+    ended = [(at - timedelta(seconds=n), 2.0) for n in range(0, 20, 2)]
+    assert progress.speed(ended, at) == pytest.approx(0.5)
+    assert progress.speed(ended[:1], at) is None
+    assert progress.speed(ended, at + timedelta(minutes=5)) is None
+    counts = {"a": {"pending": 10, "running": 0}, "b": {"pending": 0, "running": 0}}
+    assert progress.seconds_left(counts, ["a", "b"], {"a": 0.5}) == 20
+    assert progress.seconds_left(counts, ["a"], {"a": None}) is None
+    assert progress.seconds_left(counts, ["b"], {}) == 0
+
+
+def test_watching_without_a_terminal_says_what_changed_and_an_interrupt_ends_it_well(home: Home) -> None:
+    home.lab.picture("a.png")
+    program = subprocess.Popen(
+        [sys.executable, "-m", "mirror_realm_assets.cli", "status", "--watch"], stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline().startswith("demo: 0 files; raw_media nothing;")
+    home.lab.form(standard_stages(home.lab.settings))
+    assert program.stdout.readline().startswith("demo: 1 files; raw_media 1 pending;")
+    program.send_signal(signal.SIGINT)
+    assert program.wait(20) == 0
+    assert program.stdout.read() == ""
 
 
 # --- files ---
@@ -137,6 +205,69 @@ def test_hostile_names_stay_text_and_json_keeps_every_byte(home: Home) -> None:
     assert {os.fsencode(path) for path in plain} | kept == paths
 
 
+# --- files --export ---
+
+
+def table(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_table_has_a_row_for_each_place_and_the_statuses_of_its_file(home: Home, tmp_path: Path, suffix: str) -> None:
+    picture = home.lab.picture("a.png")
+    home.put(b"b.png", picture.read_bytes())
+    home.put(b"\xff.jpg")
+    home.read()
+    target = tmp_path / f"files{suffix}"
+    result = run("files", "--export", str(target))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"3 rows are in {target}" in result.stderr
+    found = table(target).set_index("path")
+    assert list(found.columns) == [name for name in columns(list(standard(home))) if name != "path"]
+    assert {Path(path).name for path in found.index} == {"a.png", "b.png", "\\udcff.jpg"}
+    good, odd = found.loc[str(picture)], found.loc[f"{home.lab.folder}/\\udcff.jpg"]
+    assert (good["raw_media_status"], int(good["width"]), good["location_state"]) == ("ok", 32, "present")
+    assert base64.b64decode(odd["path_b64"]).endswith(b"/\xff.jpg")
+    assert found["digest"].value_counts().max() == 2
+    assert run("files", "--export", str(target), "--status", "refused").exit_code == 0
+    assert list(table(target)["raw_media_status"]) == ["refused"]
+
+
+def standard(home: Home) -> list[str]:
+    return [stage.feature for stage in standard_stages(home.lab.settings)]
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_text(tmp_path: Path) -> None:
+    row = FileRow(None, None, 0, "=1+1", [b"a.jpg"], "present", "@SUM(A1)", None, 1, None, None, {}, ["present"])
+    assert write(tmp_path / "a.csv", [(b"-1", row)], []) == 1
+    found = table(tmp_path / "a.csv").iloc[0]
+    assert (found["source"], found["reason"], found["path"]) == ("'=1+1", "'@SUM(A1)", "'-1/a.jpg")
+    assert write(tmp_path / "a.parquet", [(b"-1", row)], []) == 1
+    assert table(tmp_path / "a.parquet").iloc[0]["source"] == "=1+1"
+
+
+def test_a_table_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[bytes, FileRow]]:
+        yield b"/", FileRow(None, None, 0, "a", [b"a"], "present", None, None, 1, None, None, {}, ["present"])
+        raise OSError("gone")
+
+    (tmp_path / "a.csv").write_text("old")
+    with pytest.raises(OSError, match="gone"):
+        write(tmp_path / "a.csv", broken(), [])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_table_is_never_written_into_a_source_or_in_another_format(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "way in").symlink_to(home.lab.folder)
+    for folder in (home.lab.folder, tmp_path / "way in"):
+        result = run("files", "--export", str(folder / "a.csv"))
+        assert result.exit_code == 1
+        assert "never written to" in result.stderr
+    assert list(home.lab.folder.iterdir()) == []
+    assert run("files", "--export", str(tmp_path / "a.xlsx")).exit_code == 2
+    assert run("files", "--export", str(tmp_path / "none" / "a.csv")).exit_code == 1
+
+
 # --- file ---
 
 
@@ -144,7 +275,7 @@ def test_one_file_by_path_and_by_digest_with_its_history(home: Home, monkeypatch
     picture = home.lab.picture("a.png")
     home.read()
     by_path = run_json("file", str(picture))
-    assert set(by_path) == FILE_KEYS | {"history", "batches"}
+    assert FILE_KEYS | {"history", "batches", "places", "others", "image_digest", "exif", "taken_at"} <= set(by_path)
     assert run_json("file", by_path["digest"]) == by_path
     monkeypatch.chdir(home.lab.folder)
     assert run_json("file", "../photos/./a.png") == by_path
@@ -155,6 +286,42 @@ def test_one_file_by_path_and_by_digest_with_its_history(home: Home, monkeypatch
     words = run("file", str(picture))
     assert words.exit_code == 0
     assert by_path["digest"] in words.stdout
+
+
+def test_the_same_bytes_in_two_sources_and_the_first_digits_of_a_digest(home: Home, tmp_path: Path) -> None:
+    picture = home.lab.picture("a.png")
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "copy.png").write_bytes(picture.read_bytes())
+    with home.lab.catalog.write() as conn:
+        other = sources.add(conn, "more", os.fsencode(more), {})
+    FolderWatch(home.lab.catalog, home.lab.settings, other).scan()
+    home.read()
+    found = run_json("file", str(picture))
+    assert [each["source"] for each in found["others"]] == ["more"]
+    assert {place["path"] for place in found["places"]} == {str(picture), str(more / "copy.png")}
+    assert run_json("file", found["digest"][:8]) == found
+    assert run_json("file", found["image_digest"])["digest"] == found["digest"]
+    assert run("file", found["digest"][:7]).exit_code == 1
+    assert str(more / "copy.png") in run("file", str(picture)).stdout
+
+
+def test_a_file_that_was_deleted_is_still_known(home: Home) -> None:
+    picture, kept = home.lab.picture("a.png", 1), home.lab.picture("b.png", 2)
+    home.read()
+    picture.unlink()
+    home.read()
+    found = run_json("file", str(picture))
+    assert (found["location_state"], found["places"][0]["state"]) == ("missing", "missing")
+    assert run_json("file", str(kept))["location_state"] == "present"
+
+
+def test_what_is_refused_says_what_to_do(home: Home) -> None:
+    path = os.fsdecode(home.put(b"empty.jpg", b""))
+    home.read()
+    told = run("file", path).stdout
+    assert "raw_media is refused: empty_file" in told
+    assert "Copy the file again" in told
 
 
 def test_a_file_of_any_name_is_found_by_its_path(home: Home) -> None:
@@ -182,21 +349,6 @@ def test_an_unknown_file_is_an_error(home: Home) -> None:
         assert result.exit_code == 1
         assert "Nothing is known of" in result.stderr
         assert result.stdout == ""
-
-
-# --- search ---
-
-
-def test_search_needs_a_picture(home: Home, tmp_path: Path) -> None:
-    assert "Give a picture" in run("search", "cats").stderr
-    assert run("search").exit_code == 1
-    missing = run("search", "--like", str(tmp_path / "[red]none.png"))
-    assert missing.exit_code == 1
-    assert "Traceback" not in missing.output
-    words = tmp_path / "words.png"
-    words.write_text("no picture")
-    assert run("search", "--like", str(words)).exit_code == 1
-    assert run("search", "--like", str(words), "-k", "0").exit_code == 2
 
 
 @pytest.mark.parametrize("command", [("status",), ("files",), ("search", "--like", "x.png")])

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from own_models import PICTURES_ONLY, SMALLEST, TOY, weights_file
 
 from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.weights import fetch as weights
+from mirror_realm_assets.weights.registry import MODELS
 
-NAMES = ["realesrgan-x4plus", "efficientnet-lite0"]
+# With all tests that load weights: open_clip's import alone takes 8 s, and one process is enough to pay it.
+pytestmark = pytest.mark.xdist_group("inference")
+
+NAMES = list(MODELS)
 
 
 @pytest.fixture
@@ -16,6 +21,13 @@ def models(tmp_path: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A models folder of the test's own, with all weights."""
     monkeypatch.setenv("MIRROR_REALM_HOME", str(tmp_path))
     return Path(shutil.copytree(models_dir, tmp_path / "models"))
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models folder of the test's own, not made yet."""
+    monkeypatch.setenv("MIRROR_REALM_HOME", str(tmp_path))
+    return tmp_path / "models"
 
 
 def run(*arguments: str) -> Result:
@@ -37,7 +49,9 @@ def test_list_prints_one_object_a_line_and_nothing_else(models: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     first = json.loads(result.stdout.splitlines()[0])
-    assert set(first) == {"name", "purpose", "title", "licence", "digest", "bytes", "state"}
+    known = {"name", "purpose", "title", "licence", "digest", "bytes", "state", "architecture", "dim"}
+    assert set(first) == {*known, "added", "reads_text"}
+    assert {model["added"] for model in map(json.loads, result.stdout.splitlines())} == {False}
     assert first["bytes"] == (models / "realesrgan-x4plus.safetensors").stat().st_size
     assert states(result) == dict.fromkeys(NAMES, "ok")
 
@@ -54,7 +68,8 @@ def test_missing_and_altered_weights_are_told_apart_and_verify_exits_with_1(mode
     assert run("list", "--json").exit_code == 0
     result = run("verify", "--json")
     assert result.exit_code == 1
-    assert states(result) == {"realesrgan-x4plus": "altered", "efficientnet-lite0": "missing"}
+    found = states(result)
+    assert (found["realesrgan-x4plus"], found["efficientnet-lite0"]) == ("altered", "missing")
     assert result.stderr.startswith("Error: Weights are altered: realesrgan-x4plus. Delete ")
 
 
@@ -104,12 +119,63 @@ def test_a_models_folder_that_is_none_is_one_sentence(tmp_path: Path, monkeypatc
     assert "Traceback" not in result.stderr
 
 
-def test_adding_a_model_says_honestly_that_it_comes_later(models: Path) -> None:
-    result = run("add", "own\x1b[31m.pth")
+def test_the_smallest_model_of_open_clip_is_added_listed_and_verified(empty: Path) -> None:
+    result = run("add", str(weights_file(SMALLEST)), "--architecture", SMALLEST, "--licence", "MIT", "--json")
+    assert result.exit_code == 0, result.stderr
+    (model,) = map(json.loads, result.stdout.splitlines())
+    expected = {"name": "vit-s-32-alt.0", "architecture": SMALLEST, "dim": 256, "licence": "MIT", "added": True}
+    assert expected.items() <= model.items()
+    assert model["bytes"] == (empty / "added" / "vit-s-32-alt.0.safetensors").stat().st_size
+    assert "mirror-realm sources set NAME --option embedder=vit-s-32-alt.0" in result.stderr
+    assert "No pretrained weights" not in result.stderr
+    listed = list(map(json.loads, run("list", "--json").stdout.splitlines()))
+    assert model in listed
+    assert "(added)" in run("list").stdout
+    alter(empty / "added" / "vit-s-32-alt.0.safetensors")
+    result = run("verify", "--json")
     assert result.exit_code == 1
-    assert "come with the enhancement engine, which is not there yet" in result.stderr
-    assert "\x1b" not in result.stderr
+    assert states(result)["vit-s-32-alt.0"] == "altered"
+    assert "models add FILE --architecture ViT-S-32-alt --name vit-s-32-alt.0" in result.stderr
+
+
+def test_an_added_model_cannot_be_fetched_and_says_so(empty: Path) -> None:
+    assert run("add", str(weights_file(TOY)), "--architecture", TOY, "--name", "mine").exit_code == 0
+    result = run("fetch", "mine")
+    assert result.exit_code == 1
+    assert "mine is a model of your own and cannot be fetched" in result.stderr
+
+
+def test_what_a_file_or_a_name_says_is_harmless_in_a_terminal(empty: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own[red]\x1b[31m.safetensors"
+    shutil.copy(weights_file(PICTURES_ONLY), file)
+    arguments = ("add", str(file), "--architecture", PICTURES_ONLY, "--licence", "[bold]\x1b[2J")
+    results = [run(*arguments), run("list"), run("add", "no\x1b[31m.pth", "--architecture", TOY)]
+    assert [result.exit_code for result in results] == [0, 0, 1]
+    assert "\x1b" not in "".join(result.stdout + result.stderr for result in results)
+    assert "embeds pictures only" in results[0].stderr
+    assert "[bold]" in results[1].stdout.replace("\n", "")
+    assert "There is no file" in results[2].stderr
+
+
+def test_a_source_takes_an_added_model_by_name_and_no_other(empty: Path, tmp_path: Path) -> None:
+    def mirror_realm(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, arguments)
+
+    (tmp_path / "photos").mkdir()
+    assert mirror_realm("init").exit_code == 0
+    assert mirror_realm("sources", "add", "demo", "--folder", str(tmp_path / "photos")).exit_code == 0
+    assert run("add", str(weights_file(TOY)), "--architecture", TOY, "--name", "mine").exit_code == 0
+    result = mirror_realm("sources", "set", "demo", "--option", "embedder=nosuch")
+    assert result.exit_code == 1
+    assert "efficientnet-lite0, mine" in result.stderr
+    assert mirror_realm("sources", "set", "demo", "--option", "embedder=mine").exit_code == 0
+    assert json.loads(mirror_realm("sources", "show", "demo", "--json").stdout)["options"]["embedder"] == "mine"
+    (empty / "added.json").write_text("{")
+    result = run("list")
+    assert result.exit_code == 1
+    assert "Restore added.json" in result.stderr
 
 
 def test_usage_errors_exit_with_2() -> None:
     assert run("add").exit_code == 2
+    assert run("add", "file.pt").exit_code == 2

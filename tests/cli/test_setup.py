@@ -152,7 +152,7 @@ def test_doctor_prints_one_object_and_exits_with_0_when_nothing_fails(home: Path
     result = run("doctor", "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["ok"]) == (0, True)
-    assert {"name", "level", "found", "remedy"} == set(found["checks"][0])
+    assert {"name", "level", "found", "remedy", "group"} == set(found["checks"][0])
     assert "catalog" in {check["name"] for check in found["checks"]}
 
 

@@ -24,4 +24,4 @@ def test_every_model_is_pinned_and_complete(model: ModelSpec) -> None:
         assert re.fullmatch(r"[0-9a-f]{64}", digest)
     assert model.bytes > 0
     assert (model.scale is not None) == (model.purpose == "enhance")
-    assert (model.dim is not None) == (model.purpose == "embed")
+    assert (model.dim is not None) == (model.purpose in ("embed", "text"))
