@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mirror_realm_assets.catalog import sources
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import sources, switching
 from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.catalog.switching import OlderIndex
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.ingest.originals import read_original
 from mirror_realm_assets.ingest.stage import decoder
 from mirror_realm_assets.pipeline import standard_stages
@@ -21,6 +25,8 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.flow import decode_proxy
 from mirror_realm_assets.stages.services import Services
 from mirror_realm_assets.understand.stage import embedder
+from mirror_realm_assets.weights.added import find
+from mirror_realm_assets.weights.fetch import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,11 +64,15 @@ class _Query:
 
 @dataclass(frozen=True)
 class _Group:
-    """Sources whose vectors can be compared with one query."""
+    """Sources whose vectors can be compared with one query.
+
+    `notes` are about sources that are searched by the embedder they had before.
+    """
 
     recipe: str
     model: str
     sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
 
 
 def find_like(
@@ -139,15 +149,53 @@ def find_text(
 
 
 def _groups(settings: Settings, services: Services, source_name: str | None) -> list[_Group]:
-    with services.catalog.read() as conn:
-        chosen = [sources.get(conn, source_name)] if source_name else sources.all_sources(conn)
+    """The sources by the recipe that answers: the wanted one, or the one before until the wanted is complete."""
     stage = next(stage for stage in standard_stages(settings) if stage.feature == "embeddings")
-    by_recipe: dict[str, list[Source]] = {}
-    for source in chosen:
-        recipe = stage.recipe(source.policy)
-        if recipe is not None:
-            by_recipe.setdefault(recipe.digest, []).append(source)
-    return [_Group(digest, group[0].policy.embedder, tuple(group)) for digest, group in by_recipe.items()]
+    by_recipe: dict[str, _Group] = {}
+    with services.catalog.read() as conn:
+        for source in [sources.get(conn, source_name)] if source_name else sources.all_sources(conn):
+            recipe = stage.recipe(source.policy)
+            if recipe is None:
+                continue
+            older = _serving(conn, settings, source, recipe.digest)
+            answering = _Group(recipe.digest, source.policy.embedder, (source,))
+            if older is not None:
+                answering = _Group(older.recipe, older.model, (source,), (_changing(source, older),))
+            known = by_recipe.get(answering.recipe)
+            if known is not None:
+                answering = replace(
+                    known, sources=known.sources + answering.sources, notes=known.notes + answering.notes
+                )
+            by_recipe[answering.recipe] = answering
+    return list(by_recipe.values())
+
+
+def _serving(conn: sa.Connection, settings: Settings, source: Source, recipe: str) -> OlderIndex | None:
+    """The index before the wanted one, if that is not complete yet and the older model can still make queries."""
+    for older in switching.older_indexes(conn, source.id, recipe):
+        if _is_there(settings, older) and switching.is_waited_for(conn, source.id, older.recipe, recipe):
+            return older
+    return None
+
+
+def _is_there(settings: Settings, older: OlderIndex) -> bool:
+    try:
+        model = find(settings.models_dir, older.model, "embed")
+        require(model, settings.models_dir)
+    except SetupError:
+        return False
+    return model.weights_sha256 == older.model_digest
+
+
+def _changing(source: Source, older: OlderIndex) -> str:
+    wanted = source.policy.embedder
+    what = f"The embedder of {source.name} was changed to {wanted}"
+    if wanted == older.model:
+        what = f"What the vectors of {source.name} are made from has changed"
+    return (
+        f"{what}. Until all its pictures are embedded anew, those of before are found by {older.model}, and newer "
+        "pictures are not found yet: see `mirror-realm status`."
+    )
 
 
 def _answer(
@@ -161,6 +209,7 @@ def _answer(
         made = query(group)
         if made is None:
             continue
+        notes |= dict.fromkeys(group.notes)
         found = _found(services, group, made.vector, count)
         kinds += [made.kind] * len(found)
         hits += found

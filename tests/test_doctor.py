@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from own_models import TOY, weights_file
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.catalog import sources, workers
@@ -18,6 +19,7 @@ from mirror_realm_assets.installation import install
 from mirror_realm_assets.liveness import HomeLock, identity
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.store.opening import open_store
+from mirror_realm_assets.weights.adding import add
 
 
 @pytest.fixture
@@ -93,6 +95,17 @@ def test_missing_and_altered_weights_fail_by_model(settings: Settings, models_di
     assert "altered" in found["model realesrgan-x4plus"].found
     assert "missing" in found["model efficientnet-lite0"].found
     assert "models fetch" in found["model efficientnet-lite0"].remedy
+
+
+def test_an_added_model_is_looked_at_and_its_remedy_is_to_add_it_again(settings: Settings) -> None:
+    models = settings.models_dir
+    models.unlink()
+    model = add(weights_file(TOY), TOY, models, name="mine").model
+    assert findings(settings)["model mine"].level == "ok"
+    (models / model.filename).unlink()
+    found = findings(settings)["model mine"]
+    assert (found.level, str(models / model.filename) in found.found) == ("fail", True)
+    assert f"mirror-realm models add FILE --architecture {TOY} --name mine" in found.remedy
 
 
 def test_emulated_bf16_and_too_many_threads_are_warned_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,12 +344,8 @@ def publish(
     return Manifest(segments=draft.segments, **new)
 
 
-_m = t.index_members.c
-_MEMBER = (_m.image_digest, _m.part, _m.segment, _m.position)
-
-
-def _shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Sequence[str]) -> sa.Exists:
-    """Whether a current content of the sources' media has this picture, with a location in one of `states`."""
+def shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Sequence[str]) -> sa.Exists:
+    """For a query: whether a current content of the sources' media has this picture, at a place in one of `states`."""
     p, m, l = t.parts.c, t.media.c, t.locations.c  # noqa: E741 - as in `hits`
     return (
         sa.select(sa.literal(1))
@@ -358,6 +354,15 @@ def _shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Sequ
         .where(p.image_digest == image_digest, p.part == part, (m.source_id + 0).in_(source_ids), l.state.in_(states))
         .exists()
     )
+
+
+def lease_name(source: str, recipe: str) -> str:
+    """Of the right to publish a source's index under a recipe."""
+    return f"index/{source}/{recipe}"
+
+
+_m = t.index_members.c
+_MEMBER = (_m.image_digest, _m.part, _m.segment, _m.position)
 
 
 def _embedded(source_ids: Sequence[int], recipe: str, *, indexed: bool = False) -> list[sa.ColumnElement[bool]]:
@@ -377,12 +382,12 @@ def _embedded(source_ids: Sequence[int], recipe: str, *, indexed: bool = False) 
     where = [f.feature == FEATURE, f.recipe == recipe, f.status == "ok", f.verified.is_(True)]
     if not indexed:
         where.append(~member)
-    return [*where, _shown(source_ids, f.image_digest, f.part, _KEPT)]
+    return [*where, shown(source_ids, f.image_digest, f.part, _KEPT)]
 
 
 def _stale(source_id: int, recipe: str) -> list[sa.ColumnElement[bool]]:
     mine = [_m.source_id == source_id, _m.recipe == recipe, _m.deleted_at.is_(None)]
-    return [*mine, ~_shown([source_id], _m.image_digest, _m.part, _NOT_GONE)]
+    return [*mine, ~shown([source_id], _m.image_digest, _m.part, _NOT_GONE)]
 
 
 def _pending(image_digest: str, part: int, output: Mapping[str, Any] | None) -> PendingVector:

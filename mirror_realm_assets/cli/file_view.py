@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mirror_realm_assets import address
 from mirror_realm_assets.cli.output import human_bytes, human_seconds, paths_json, safe, show
 from mirror_realm_assets.errors import REASONS
 
@@ -158,9 +159,10 @@ def page(settings: Settings, conn: sa.Connection, found: Sequence[Found], asked:
         for feature, value in first.row.features.items()
     }
     body |= listing.history(conn, first.media_uuid, first.location_ids)
+    ui = address.url(settings)
     for batch in body["batches"]:
         for run in batch["runs"]:
-            run["url"] = f"http://{settings.host}:{settings.port}/runs/{run['run_id']}"
+            run["url"] = f"{ui}/runs/{run['run_id']}"
     body["others"] = [row_json(other.row, other.source.root) for other in found[1:]]
     return Page(settings, found, body, asked)
 

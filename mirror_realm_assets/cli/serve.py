@@ -17,6 +17,7 @@ from mirror_realm_assets.settings import Settings
 
 if TYPE_CHECKING:
     from mirror_realm_assets.catalog.status import SourceStatus
+    from mirror_realm_assets.stages.services import Services
     from mirror_realm_assets.supervise import Event
 
 _TELL_SECONDS = 2.0
@@ -31,26 +32,27 @@ _RECOVERY_SECONDS = 120.0
 )
 def up(host: str | None, port: int | None) -> None:
     """Run the UI, the daemon and the watcher until Ctrl-C."""
-    from mirror_realm_assets import installation
+    from mirror_realm_assets import address, installation
     from mirror_realm_assets.ports import require_port, wait_ready
     from mirror_realm_assets.supervise import children_of, supervise
 
     settings = Settings.read()
     installation.require(settings)
     host, port = host or settings.host, port or settings.port
-    _require_weights(settings)
     url = f"http://{host}:{port}"
 
     def before() -> None:
         require_port(host, port)
+        address.write(settings.home, host, port)
         _recover()
 
     def announce() -> None:
         if wait_ready(f"{url}/server_info", _READY_SECONDS):
             say(f"[bold]The UI is at {url}[/bold] - assets: {url}/asset-groups - runs: {url}/runs. Ctrl-C ends it.")
 
-    threading.Thread(target=announce, daemon=True).start()
     with opened() as (_settings, services):
+        _require_weights(settings, services)
+        threading.Thread(target=announce, daemon=True).start()
         teller = _Changes(settings, services)
         code = supervise(
             children_of(settings, host, port),
@@ -62,14 +64,23 @@ def up(host: str | None, port: int | None) -> None:
     sys.exit(code)
 
 
-def _require_weights(settings: Settings) -> None:
-    from mirror_realm_assets.weights.fetch import state
+def _require_weights(settings: Settings, services: Services) -> None:
+    """Every model of ours, and those that sources use: without them nothing but failures would come."""
+    from mirror_realm_assets.catalog import sources
+    from mirror_realm_assets.weights.added import find
+    from mirror_realm_assets.weights.fetch import require
     from mirror_realm_assets.weights.registry import MODELS
 
     for spec in MODELS.values():
-        found = state(spec, settings.models_dir)
-        if found != "ok":
-            raise SetupError(f"weights_{found}", f"The weights of {spec.name} are {found} in {settings.models_dir}.")
+        require(spec, settings.models_dir)
+    with services.catalog.read() as conn:
+        active = [source for source in sources.all_sources(conn) if source.state == "active"]
+    for source in active:
+        try:
+            require(find(settings.models_dir, source.policy.embedder, "embed"), settings.models_dir)
+        except SetupError as error:
+            remedy = f"{error.remedy} Or let the others go on without it: `mirror-realm sources pause {source.name}`."
+            raise SetupError(error.code, f"The source {source.name}: {error.message}", remedy=remedy) from error
 
 
 def _recover() -> None:
@@ -115,7 +126,7 @@ def _words(counts: SourceStatus) -> str:
     enhanced = counts.features["enhanced_images"]
     wanted = sum(enhanced[status] for status in ("ok", "pending", "running", "failed"))
     parts = [
-        f"{counts.files} files in {counts.batches} batches",
+        f"{counts.files} files in {counts.batches} {'batch' if counts.batches == 1 else 'batches'}",
         f"{embedded['ok']} searchable",
         f"{enhanced['ok']} of {wanted} enhanced",
         f"{counts.index['vectors']} in the index",

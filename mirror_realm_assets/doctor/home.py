@@ -16,7 +16,8 @@ from mirror_realm_assets import installation
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import REASONS, as_error
 from mirror_realm_assets.settings import Settings
-from mirror_realm_assets.weights.fetch import state
+from mirror_realm_assets.weights.added import added_models
+from mirror_realm_assets.weights.fetch import again, state, weights_path
 from mirror_realm_assets.weights.registry import MODELS
 
 _GIB = 1024**3
@@ -56,12 +57,13 @@ def store_folder(url: str) -> Path | None:
 
 
 def weights(settings: Settings) -> list[Finding]:
-    """The weights of every model."""
+    """The weights of every model, ours and added."""
     found = []
-    for model in MODELS.values():
+    for model in (*MODELS.values(), *added_models(settings.models_dir)):
         name, its_state = f"model {model.name}", state(model, settings.models_dir)
-        remedy = "" if its_state == "ok" else REASONS[f"weights_{its_state}"].remedy
-        found.append(rate(name, f"{settings.models_dir / model.filename} is {its_state}", fail=remedy))
+        path = weights_path(model, settings.models_dir)
+        remedy = "" if its_state == "ok" else again(model, altered=path if its_state == "altered" else None)
+        found.append(rate(name, f"{path} is {its_state}", fail=remedy))
     return found
 
 

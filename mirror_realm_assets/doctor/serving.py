@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from mirror_realm_assets import liveness, ports
+from mirror_realm_assets import address, liveness, ports
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import Failed, clean_reason
 from mirror_realm_assets.settings import Settings
@@ -42,17 +42,18 @@ def serving(settings: Settings) -> list[Finding]:
     found = [
         rate("supervisor", f"`mirror-realm up` runs as process {pid}" if pid else "not running", group="processes")
     ]
-    where = f"{settings.host}:{settings.port}"
-    if ports.free_port(settings.host, settings.port):
+    host, port = address.of(settings)
+    where = f"{host}:{port}"
+    if ports.free_port(host, port):
         return [*found, rate("port", f"{where} is free"), _NOT_ASKED]
-    told = f"{where} is taken by {_listener(settings.port)}"
+    told = f"{where} is taken by {_listener(port)}"
     # Our own webserver, or it is asked nothing.
     if pid is None or not ports.wait_ready(f"http://{where}", 1.0):
         remedy = "Stop it, or set MIRROR_REALM_PORT to another port (`mirror-realm up --port`)."
         return [*found, rate("port", told, warn=remedy), _NOT_ASKED]
     found.append(rate("port", told))
     try:
-        return [*found, *judge(_ask(settings.host, settings.port))]
+        return [*found, *judge(_ask(host, port))]
     except Failed as error:
         return [*found, rate("daemon", error.message, fail=error.remedy, group="Dagster")]
 

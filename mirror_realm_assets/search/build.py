@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mirror_realm_assets.catalog import leases
+from mirror_realm_assets.catalog import index, leases
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import Manifest
 from mirror_realm_assets.catalog.leases import Lease
@@ -117,7 +117,7 @@ def build_index(
 
 
 def _take(catalog: Catalog, source: Source, recipe: str, worker_id: str, seconds: float) -> Lease:
-    name = f"index/{source.name}/{recipe}"
+    name = index.lease_name(source.name, recipe)
     with catalog.write() as conn:
         lease = leases.acquire(conn, name, worker_id, seconds)
     if lease is None:

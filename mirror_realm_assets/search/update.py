@@ -1,10 +1,15 @@
-"""Bringing a source's index up to date as one worker: registered, with a heartbeat, under the index's lease."""
+"""Bringing a source's index up to date as one worker: registered, with a heartbeat, under the index's lease.
+
+An index of the embedder that the source had before goes when the wanted one has caught up with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror_realm_assets.catalog import sources
+from mirror_realm_assets.catalog import sources, switching
+from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import clean_reason
 from mirror_realm_assets.search.build import IndexReport, build_index
 from mirror_realm_assets.stages.services import Services
@@ -53,4 +58,18 @@ def update_index(
             raise
     with services.catalog.write() as conn:
         sources.index_succeeded(conn, source.id)
+    if report.vectors:
+        _retire_older(services.catalog, source, recipe.digest)
     return report
+
+
+def _retire_older(catalog: Catalog, source: Source, recipe: str) -> None:
+    with catalog.read() as conn:
+        done = [
+            older.recipe
+            for older in switching.older_indexes(conn, source.id, recipe)
+            if not switching.is_waited_for(conn, source.id, older.recipe, recipe)
+        ]
+    for older in done:
+        with catalog.write() as conn:
+            switching.retire(conn, source, older)
