@@ -1,6 +1,6 @@
 """Where the UI of a home is: as the `mirror-realm up` that serves it has written down, or as the settings say.
 
-What belongs here: that one note. What does not: whether an address is free (`ports`).
+What belongs here: that one note, and the page people open first. What does not: whether an address is free (`ports`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from pathlib import Path
 from mirror_realm_assets.installation import write_atomically
 from mirror_realm_assets.liveness import held
 from mirror_realm_assets.settings import Settings
+
+_GROUPS = ("ingest", "understanding", "enhancement", "search")
+LINEAGE = "/asset-groups?expanded=" + ",".join(f"global@global:{group}" for group in _GROUPS)
+"""The lineage page with every group open. A group that the UI does not know stays closed; nothing else happens."""
 
 
 def write(home: Path, host: str, port: int) -> None:

@@ -169,13 +169,14 @@ def _runs_on(settings: Settings) -> tuple[str, str]:
 def _enhance_rate(model: str, device: Any, precision: Any, catalog: Catalog | None) -> tuple[float, str]:
     """Seconds a megapixel, and where the figure is from."""
     from mirror_realm_assets.enhance.estimate import seconds_per_megapixel
+    from mirror_realm_assets.weights.hardware import cpu_flags
 
     if catalog is not None:
         with catalog.read() as conn:
             rate = measured.enhancement_rate(conn, model, device, precision)
         if rate is not None:
             return rate, "measured"
-    return seconds_per_megapixel(model, precision, device), "table"
+    return seconds_per_megapixel(model, precision, device, cpu_flags()), "table"
 
 
 def _proxy_pixels(size: tuple[int, int], long_side: int) -> float:

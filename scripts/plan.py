@@ -18,11 +18,11 @@ from mirror_realm_assets.weights.fetch import state
 from mirror_realm_assets.weights.hardware import Device, choose_precision, cpu_flags
 from mirror_realm_assets.weights.registry import MODELS, ModelSpec
 
-# Measured on two cores with the photos of `demo`.
-_START_SECONDS = 12.0  # from `up` to an answer of the UI
-_SEARCH_SECONDS = 15.0  # from there to twelve searchable photos
-_RUN_SECONDS = 12.0  # of an enhancement run besides the pictures
-_SHOW_SECONDS = 15.0  # two searches and a sheet
+# Measured on two cores with the photos of `demo`, and rounded up.
+_START_SECONDS = 10.0  # the home, and from `up` to an answer of the UI
+_SEARCH_SECONDS = 10.0  # from there to twelve searchable photos
+_RUN_SECONDS = 7.0  # of an enhancement run besides the pictures
+_SHOW_SECONDS = 10.0  # two searches and a sheet
 _PICTURE_OVERHEAD = 1.5  # a small picture is computed with a margin that is not much smaller than itself
 _FETCH_BYTES_A_SECOND = 2_000_000.0  # of a slow line
 _PACKAGES_BYTES = 7_000_000_000
@@ -66,7 +66,7 @@ def announce(teller: Teller, settings: Settings, *, photos: int, side: int, agai
 def enhance_seconds(settings: Settings, photos: int, side: int) -> float:
     """Seconds that enhancing so many photos of that width takes here, by our rates for two cores."""
     precision = choose_precision(settings.precision, _device(settings), cpu_flags())
-    rate = seconds_per_megapixel("realesrgan-x4plus", precision, _device(settings))
+    rate = seconds_per_megapixel("realesrgan-x4plus", precision, _device(settings), cpu_flags())
     return _RUN_SECONDS + photos * (side * side * 3 / 4 / 1e6 * rate * _PICTURE_OVERHEAD + 0.5)
 
 

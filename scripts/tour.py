@@ -10,7 +10,6 @@ Run again it goes on where it was: what is there already takes no time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -20,9 +19,13 @@ from pathlib import Path
 
 import demo
 import plan
+import results
+from progress import Pace, progress
+from results import Results
 from serving import Interrupted, Service, run_command
-from telling import Teller, Waiting
+from telling import Teller
 
+from mirror_realm_assets import address
 from mirror_realm_assets.catalog import sources, status
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.status import SourceStatus
@@ -35,9 +38,6 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stop_signals import Stop, stop_signals
 from mirror_realm_assets.weights.registry import MODELS
 
-WORDS = "a cup of coffee"
-_HITS = 6
-_SHEET_PICTURES = 6
 # After these a person is told where to look.
 _NO_BATCH_SECONDS = 60.0
 _NO_CHANGE_SECONDS = 90.0
@@ -73,10 +73,7 @@ class Tour:
     def __post_init__(self) -> None:
         home = self.settings.home
         self.folder = home / demo.FOLDER
-        self.pages = home / "tour"
-        self.sheet = self.pages / "contact-sheet.png"
-        self.by_picture = self.pages / "search-by-picture.html"
-        self.by_words = self.pages / "search-by-words.html"
+        self.results = Results(self.settings, self.teller, self.stop, self.folder, self.photos)
         self.service = Service(home / "logs" / "up.log")
         self.source = ""
         self.url = ""
@@ -114,9 +111,9 @@ class Tour:
         if pid:
             raise Broken(
                 f"Process {pid} is serving this home already.",
-                f"Look at http://{s.host}:{self.port}, or end it (Ctrl-C where it runs) and try again.",
+                f"Look at {address.url(s)}, or end it (Ctrl-C where it runs) and try again.",
             )
-        plan.announce(self.teller, s, photos=len(self.photos), side=self.side, again=self.sheet.exists())
+        plan.announce(self.teller, s, photos=len(self.photos), side=self.side, again=self.results.sheet.exists())
 
     # --- home, weights, photos ---
 
@@ -175,7 +172,7 @@ class Tour:
                 waiting.at("webserver, daemon, watcher")
                 self._pause(0.5)
         teller.fact(f"The UI is at {self.url}; what the service says is in {self.service.log}")
-        teller.look(f"{self.url}/asset-groups", "the lineage: from folders to an index")
+        teller.look(f"{self.url}{address.LINEAGE}", "the lineage: from folders to an index")
 
     def _free_port(self, wished: int) -> int:
         """The wished port or the next free one: a tour has nobody who relies on a number."""
@@ -206,7 +203,7 @@ class Tour:
     def _show_work(self) -> None:
         teller, began = self.teller, time.monotonic()
         teller.stage(5, "The photos become searchable")
-        found = self._wait("reading and embedding", _searchable)
+        found = self._wait("reading and embedding", "embeddings")
         ok, seconds = found.features["embeddings"]["ok"], time.monotonic() - began
         self._say_done(f"{ok} photos are searchable", seconds)
         teller.look(f"{self.url}/assets/raw_media", "an asset; each partition of it is a batch of files")
@@ -214,15 +211,15 @@ class Tour:
         self._say_failures(found)
         began = time.monotonic()
         teller.stage(6, "They are enhanced, by Real-ESRGAN")
-        if not _enhanced(found)[2]:
+        if not progress(found, "enhanced_images")[2]:
             teller.look(f"{self.url}/automation", "the sensors: what asks for runs, and when it looked last")
             teller.fact("Until then search works already: the search lane never waits for enhancement.")
-        found = self._wait("enhancing", _enhanced)
+        found = self._wait("enhancing", "enhanced_images")
         self._say_done(f"{found.features['enhanced_images']['ok']} photos are enhanced", time.monotonic() - began)
         teller.look(f"{self.url}/assets/enhanced_images", "its materializations show before and after")
         self._say_failures(found)
 
-    def _wait(self, title: str, look: Callable[[SourceStatus], tuple[int, int, bool]]) -> SourceStatus:
+    def _wait(self, title: str, feature: str) -> SourceStatus:
         """Look at the ledger until a stage is over; a standstill is told with where to look."""
         last: object = None
         changed = time.monotonic()
@@ -231,7 +228,7 @@ class Tour:
         with self.teller.waiting(title) as waiting:
             while True:
                 found = self._counts()
-                done, total, over = look(found)
+                done, total, over = progress(found, feature)
                 if over:
                     return found
                 self._require_service()
@@ -285,50 +282,14 @@ class Tour:
     # --- the results ---
 
     def _show_results(self) -> None:
-        teller = self.teller
-        teller.stage(7, "What came of it")
-        made = (self.sheet, self.by_picture, self.by_words)
-        if not self.did_something and all(file.exists() for file in made):
+        self.teller.stage(7, "What came of it")
+        results, teller = self.results, self.teller
+        if not self.did_something and results.are_there:
             teller.fact("Nothing is new since these were made:")
-            for file in made:
+            for file in results.files:
                 teller.look(file.as_uri(), "")
             return
-        self.pages.mkdir(mode=0o700, exist_ok=True)
-        with teller.waiting("drawing and searching") as waiting:
-            waiting.at("the contact sheet")
-            self._draw_sheet()
-            picture = self.folder / next((p.name for p in self.photos if p.sample == "coffee"), self.photos[0].name)
-            self._search(waiting, self.by_picture, "--like", str(picture), shown=f"--like {picture.name}")
-            self._search(waiting, self.by_words, WORDS, shown=f'"{WORDS}"')
-
-    def _draw_sheet(self) -> None:
-        from mirror_realm_assets.showing import placing, sheet
-        from mirror_realm_assets.stages.services import Services
-        from mirror_realm_assets.store.opening import open_store
-
-        catalog = Catalog(self.settings.catalog_url)
-        services = Services(self.settings, catalog, open_store(self.settings.store_url, catalog.uuid()))
-        try:
-            pairs = sheet.pairs_of(services, self.source, count=_SHEET_PICTURES)
-            if not pairs:
-                self.teller.trouble("There is no enhanced picture to show.", "`mirror-realm files` says what is known.")
-                return
-            placing.put(self.sheet, sheet.draw(pairs))
-        finally:
-            services.close()
-        self.teller.look(self.sheet.as_uri(), "before | after")
-
-    def _search(self, waiting: Waiting, page: Path, *question: str, shown: str) -> None:
-        """One search; one that goes wrong says so and ends nothing."""
-        waiting.at(f"searching: {shown}")
-        done = run_command("search", *question, "-k", str(_HITS), "--html", str(page), "--json", stop=self.stop)
-        if done.status:
-            self.teller.trouble(f"search {shown}: {done.last_words}", "Everything else goes on.")
-            return
-        hits = json.loads(done.output)
-        best = ", ".join(f"{Path(hit['paths'][0]).name} {hit['score']:.2f}" for hit in hits[:3] if hit["paths"])
-        self.teller.look(page.as_uri(), f"search {shown}")
-        self.teller.fact(f"      best: {best or 'nothing'}")
+        results.make(self.source)
 
     def _say_what_next(self) -> None:
         s, say = self.settings, self.teller.say
@@ -339,7 +300,7 @@ class Tour:
             ("home", s.home),
             ("photos", self.folder),
             ("store", s.store_url),
-            ("pages", self.pages),
+            ("pages", self.results.folder),
             ("logs", self.service.log.parent),
         ):
             say(f"  {name:<8}{_safe(where)}")
@@ -351,7 +312,7 @@ class Tour:
             say(f"    export MIRROR_REALM_HOME={_safe(s.home)}")
         say(f"    {_safe(command)} sources add family --folder ~/Pictures")
         say(f"    {_safe(command)} status --watch")
-        say(f'    {_safe(command)} search "{WORDS}" --html found.html')
+        say(f'    {_safe(command)} search "{results.WORDS}" --html found.html')
         say(f"    {_safe(command)} doctor")
         say()
         say(f"[bold]The service goes on at {_safe(self.url)} until Ctrl-C.[/] What happens is told here:")
@@ -378,40 +339,6 @@ class Tour:
         self.service.end(self.stop)
         self.teller.say("Everything has ended. `make run` goes on from there.")
         return 1 if self.stop.at_once else 0
-
-
-def _searchable(found: SourceStatus) -> tuple[int, int, bool]:
-    return _progress(found, "embeddings")
-
-
-def _enhanced(found: SourceStatus) -> tuple[int, int, bool]:
-    return _progress(found, "enhanced_images")
-
-
-def _progress(found: SourceStatus, feature: str) -> tuple[int, int, bool]:
-    """How many are done, of how many, and whether nothing is left to be done."""
-    counts = found.features[feature]
-    open_ = counts["pending"] + counts["running"]
-    total = open_ + counts["ok"] + counts["failed"] + counts["refused"]
-    return counts["ok"], total, bool(found.files) and not open_
-
-
-class Pace:
-    """How long the rest will take, once two are done: before the first one, models had to be loaded."""
-
-    def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-
-    def left(self, done: int, total: int, at: float) -> str:
-        """In words; empty as long as it cannot be told."""
-        if self._first is None:
-            if done:
-                self._first = (done, at)
-            return ""
-        first, since = self._first
-        if not first < done < total:
-            return ""
-        return f"about {human_seconds((at - since) / (done - first) * (total - done))} left"
 
 
 def _command_path() -> str:

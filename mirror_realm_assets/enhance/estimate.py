@@ -9,8 +9,8 @@ from __future__ import annotations
 from mirror_realm_assets.weights.hardware import Device, Precision
 
 # Seconds for a megapixel of input. CPU: two cores, x4plus on 320x320 (fp32 on AVX2: 274 s, on AVX-512: 193 s;
-# bf16 where it is native: 93 s). GPU: not measured but reckoned from 35.85 TFLOP a megapixel at a third of an
-# A100's 312 TFLOP/s, fp32 at half of that.
+# bf16 where it is native: 93 s, with AMX 47 s). GPU: not measured but reckoned from 35.85 TFLOP a megapixel at a third
+# of an A100's 312 TFLOP/s, fp32 at half of that.
 _X4PLUS: dict[tuple[Device, Precision], float] = {
     ("cpu", "fp32"): 250.0,
     ("cpu", "bf16"): 95.0,
@@ -18,21 +18,27 @@ _X4PLUS: dict[tuple[Device, Precision], float] = {
     ("cuda", "bf16"): 0.35,
     ("cuda", "fp32"): 0.7,
 }
+_AMX_BF16 = 47.0
 _RATES: dict[str, dict[tuple[Device, Precision], float]] = {"realesrgan-x4plus": _X4PLUS}
 _MEGAPIXEL = 1_000_000
 
 
-def seconds_per_megapixel(model: str, precision: Precision, device: Device = "cpu") -> float:
+def seconds_per_megapixel(
+    model: str, precision: Precision, device: Device = "cpu", flags: frozenset[str] = frozenset()
+) -> float:
     """The rate to assume as long as nothing has been measured on this machine.
 
     Args:
         model: name of an `enhance` model; an unknown one counts like x4plus.
         precision: the number format in use. bf16 is taken as native: emulated it is ten times slower than fp32.
         device: where it runs; the CPU figures are those of two cores.
+        flags: capabilities of the CPU, from `weights.hardware.cpu_flags`.
 
     Returns:
         Seconds for one megapixel of input.
     """
+    if (device, precision) == ("cpu", "bf16") and "amx_bf16" in flags:
+        return _AMX_BF16
     rates = _RATES.get(model, _X4PLUS)
     return rates.get((device, precision), rates[(device, "fp32")])
 

@@ -29,7 +29,7 @@ from mirror_realm_assets.errors import MirrorRealmError, SetupError, as_error
 from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original
 from mirror_realm_assets.settings import Settings
-from mirror_realm_assets.weights.hardware import PrecisionSetting
+from mirror_realm_assets.weights.hardware import PrecisionSetting, cpu_flags
 from mirror_realm_assets.weights.registry import spec
 
 MAX_OUTSCALE = 8.0
@@ -142,7 +142,7 @@ class _Watched(Upscaler):
     def _assemble(self, image: Picture, tiles: tuple[Tile, ...], between_tiles: Callable[[], None]) -> Picture:
         self.tiles = len(tiles)
         pixels = [tile.padded.pixels for tile in tiles]
-        rate = seconds_per_megapixel(self.name, self.precision, self.device)
+        rate = seconds_per_megapixel(self.name, self.precision, self.device, cpu_flags())
         began, done = time.monotonic(), 0
         self.on_progress(Progress(0, len(tiles), estimate_seconds(sum(pixels), rate, pictures=0)))
 

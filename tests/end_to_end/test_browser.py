@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from running_home import RunningHome
 
+from mirror_realm_assets.address import LINEAGE
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.settings import Settings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
-_GROUPS = ("ingest", "understanding", "enhancement", "search")
 _ASSETS = {"data_sources": 0, "raw_media": 1, "embeddings": 2, "enhanced_images": 1, "faiss_index": 1}  # and checks
 _WAIT_MS = 60_000
 
@@ -126,8 +126,7 @@ def _partition(address: str, asset: str, key: str) -> str:
 def _check_lineage(page: Page, address: str) -> None:
     """Every asset is a node that says that all its partitions are there and its checks are green."""
     page.set_viewport_size({"width": 2400, "height": 1000})  # smaller, the nodes show their names alone
-    expanded = "%2C".join(f"global%40global%3A{group}" for group in _GROUPS)
-    page.goto(f"{address}/asset-groups?expanded={expanded}", wait_until="domcontentloaded")
+    page.goto(f"{address}{LINEAGE}", wait_until="domcontentloaded")
     for name, checks in _ASSETS.items():
         node = page.locator("foreignObject", has_text=name).filter(has_text="100% filled").last
         node.filter(has_text=f"{checks} / {checks} Passed" if checks else "Partitions").wait_for()

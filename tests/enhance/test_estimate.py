@@ -9,9 +9,10 @@ from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_m
 
 def test_native_bf16_is_reckoned_faster_than_fp32_and_a_gpu_faster_than_both() -> None:
     fp32 = seconds_per_megapixel("realesrgan-x4plus", "fp32")
+    amx = seconds_per_megapixel("realesrgan-x4plus", "bf16", flags=frozenset({"amx_bf16"}))
     bf16 = seconds_per_megapixel("realesrgan-x4plus", "bf16")
     gpu = seconds_per_megapixel("realesrgan-x4plus", "fp16", "cuda")
-    assert fp32 > 2 * bf16 > 2 * gpu
+    assert fp32 > 2 * bf16 > 2 * amx > 2 * gpu
 
 
 def test_an_estimate_adds_tiles_and_the_work_of_each_picture() -> None:
