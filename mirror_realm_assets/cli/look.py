@@ -14,6 +14,7 @@ import click
 
 from mirror_realm_assets.cli.library import opened
 from mirror_realm_assets.cli.output import Teller, emit, is_terminal, json_option, live_console, safe, say, show
+from mirror_realm_assets.cli.pacing import rest
 from mirror_realm_assets.errors import SetupError
 
 if TYPE_CHECKING:
@@ -86,21 +87,28 @@ def _watch(settings: Settings, services: Services, source: str | None, as_json: 
 
 
 def _readings(settings: Settings, services: Services, source: str | None) -> Iterator[Reading]:
-    """A reading every two seconds; a catalog that is locked or restarted for a while is waited for."""
+    """A reading every two seconds, with pauses as long as the readings at least.
+
+    A catalog that is locked or restarted for a while is waited for.
+    """
     import sqlalchemy as sa
 
     from mirror_realm_assets.cli import status_view
 
     read_before = False
     while True:
+        began = time.monotonic()
+        pause = _WATCH_SECONDS
         try:
-            yield status_view.read(settings, services, source)
+            found = status_view.read(settings, services, source)
+            pause = rest(time.monotonic() - began, share=0.5, at_least=_WATCH_SECONDS)
             read_before = True
+            yield found
         except sa.exc.DBAPIError as error:
             if not read_before:
                 raise  # it is not there at all, and saying so helps more than waiting
             say(f"[yellow]The catalog does not answer just now: {safe(str(error.orig))}[/]")
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(pause)
 
 
 @click.command()

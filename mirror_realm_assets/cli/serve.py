@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror_realm_assets.cli.library import dagster_instance, opened
 from mirror_realm_assets.cli.output import safe, say
+from mirror_realm_assets.cli.pacing import rest
 from mirror_realm_assets.errors import MirrorRealmError, SetupError
 from mirror_realm_assets.settings import Settings
 
@@ -104,15 +106,21 @@ class _Changes:
         self._settings = settings
         self._services = services
         self._last: dict[str, str] = {}
+        self._rests_until = 0.0
 
     def tell(self) -> None:
+        """Say what is new. Called every two seconds; counting takes a twentieth of the time at most."""
         from mirror_realm_assets.catalog import sources, status
         from mirror_realm_assets.pipeline import standard_stages
 
+        began = time.monotonic()
+        if began < self._rests_until:
+            return
         rules = [stage.rule for stage in standard_stages(self._settings)]
         with self._services.catalog.read() as conn:
             limits = self._services.limits()
             found = {s.name: status.of_source(conn, s, rules, limits) for s in sources.all_sources(conn)}
+        self._rests_until = time.monotonic() + rest(time.monotonic() - began, share=0.05, at_least=0.0)
         for name, counts in found.items():
             words = _words(counts)
             if words != self._last.get(name):

@@ -13,6 +13,7 @@ import click
 
 from mirror_realm_assets.cli.library import dagster_instance, opened
 from mirror_realm_assets.cli.output import emit, human_bytes, human_seconds, json_option, safe, say
+from mirror_realm_assets.cli.pacing import rest
 from mirror_realm_assets.errors import SetupError
 
 if TYPE_CHECKING:
@@ -183,8 +184,11 @@ def _progress(settings: Settings, services: Services, name: str) -> Iterator[Non
     teller = _Teller()
 
     def tell() -> None:
-        while not stop.wait(_TELL_SECONDS):
+        pause = _TELL_SECONDS
+        while not stop.wait(pause):
+            began = time.monotonic()
             teller.tell(_status(settings, services, name))
+            pause = rest(time.monotonic() - began, share=0.1, at_least=_TELL_SECONDS)
 
     thread = threading.Thread(target=tell, name="progress", daemon=True)
     thread.start()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +25,7 @@ from mirror_realm_assets.catalog import progress, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.files import location_failed
 from mirror_realm_assets.catalog.listing import FileRow
+from mirror_realm_assets.cli import look
 from mirror_realm_assets.file_table import columns, write
 from mirror_realm_assets.ingest.watch import FolderWatch
 from mirror_realm_assets.pipeline import standard_stages
@@ -128,6 +132,21 @@ def test_watching_without_a_terminal_says_what_changed_and_an_interrupt_ends_it_
     program.send_signal(signal.SIGINT)
     assert program.wait(20) == 0
     assert program.stdout.read() == ""
+
+
+def test_watching_waits_for_a_catalog_that_does_not_answer_for_a_while(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(look, "_WATCH_SECONDS", 0.05)
+    readings = look._readings(home.lab.settings, home.lab.services, None)
+    assert set(next(readings).sources) == {"demo"}
+    with contextlib.closing(
+        sqlite3.connect(home.lab.settings.home / "catalog.sqlite", check_same_thread=False)
+    ) as other:
+        other.execute("ALTER TABLE sources RENAME TO away")
+        threading.Timer(0.5, lambda: other.execute("ALTER TABLE away RENAME TO sources")).start()
+        assert set(next(readings).sources) == {"demo"}
+    assert "The catalog does not answer just now" in capsys.readouterr().err
 
 
 # --- files ---
