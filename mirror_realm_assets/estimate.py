@@ -20,11 +20,10 @@ from mirror_realm_assets.catalog import measured
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import MirrorRealmError
-from mirror_realm_assets.ingest import scan
 from mirror_realm_assets.ingest.batching import search_seconds
+from mirror_realm_assets.ingest.folder_watch import own_folders
 from mirror_realm_assets.ingest.originals import open_beneath
 from mirror_realm_assets.ingest.scan import Entry, Walk
-from mirror_realm_assets.ingest.watch import own_folders
 from mirror_realm_assets.settings import Settings
 
 _SAMPLE = 200
@@ -100,7 +99,7 @@ def of_folder(
     Raises:
         SetupError: `folder_missing`.
     """
-    every = scan.walk(source.root, source.policy.ignore, own_folders(settings), on_progress=on_progress).entries
+    every = list(Walk(source.root, source.policy.ignore, own_folders(settings), on_folder=on_progress))
     entries = [entry for entry in every if entry.size <= settings.max_file_bytes]
     sample = random.Random(seed).sample(entries, min(_SAMPLE, len(entries)))  # noqa: S311 - a sample, no secret
     sizes = [size for entry in sample if (size := _size(source.root, entry)) is not None]

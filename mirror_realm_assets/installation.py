@@ -39,10 +39,11 @@ _STORAGE_IS_SET = re.compile(r"^(storage|run_storage|event_log_storage|schedule_
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of the mount table: where something is mounted, and the kind of file system."""
+    """One line of the mount table: where something is mounted, the kind of file system, and from what."""
 
     point: Path
     kind: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,26 @@ def read_mounts(text: str | None = None) -> tuple[Mount, ...]:
         # The number of optional fields varies; a lone "-" ends them, the kind follows.
         left, _, right = line.partition(" - ")
         if right:
-            found.append(Mount(Path(_unescape(left.split(" ")[4])), right.split(" ")[0]))
+            kind, _, source = right.partition(" ")
+            found.append(Mount(Path(_unescape(left.split(" ")[4])), kind, _unescape(source.split(" ")[0])))
     return tuple(found)
 
 
-def kind_of_file_system(path: Path, mounts: Iterable[Mount]) -> str | None:
-    """The kind of the file system that holds `path` (which need not exist yet), or `None` if unknown."""
-    resolved = path.resolve()
+def mount_of(path: Path | str, mounts: Iterable[Mount] | None = None) -> Mount | None:
+    """What holds `path` (which need not exist yet), or `None` if unknown."""
+    resolved = Path(path).resolve()
     best: Mount | None = None
-    for mount in mounts:
+    for mount in read_mounts() if mounts is None else mounts:
         inside = resolved == mount.point or mount.point in resolved.parents
         # Of two mounts on one point the later one covers the earlier.
         if inside and (best is None or len(mount.point.parts) >= len(best.point.parts)):
             best = mount
+    return best
+
+
+def kind_of_file_system(path: Path, mounts: Iterable[Mount]) -> str | None:
+    """The kind of the file system that holds `path` (which need not exist yet), or `None` if unknown."""
+    best = mount_of(path, mounts)
     return best.kind if best else None
 
 

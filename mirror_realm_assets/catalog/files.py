@@ -23,15 +23,19 @@ DRAIN = 5000  # journal rows applied in one transaction
 
 @dataclass(frozen=True)
 class Sighting:
-    """One journal row: what a scan or watcher saw of a path (raw bytes, relative to the root)."""
+    """One journal row: what a scan or watcher saw of a path (raw bytes, relative to the root).
 
-    kind: str  # seen | missing | ignored | unreadable
+    A file that is `moved` is seen, and was known by the path `moved_from` before.
+    """
+
+    kind: str  # seen | moved | missing | deleted | ignored | unreadable
     path: bytes
     size: int = 0
     mtime_ns: int = 0
     inode: int | None = None
     device: int | None = None
     code: str | None = None
+    moved_from: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,18 @@ def write_journal(conn: sa.Connection, source_id: int, generation: int, sighting
                     "inode": s.inode,
                     "device": s.device,
                     "code": s.code[:_MAX_CODE] if s.code else None,
+                    "moved_from": s.moved_from,
                 }
                 for s in sightings
             ],
         )
+
+
+def has_journal(conn: sa.Connection, source_id: int) -> bool:
+    """Whether sightings of a source wait to be applied."""
+    return (
+        conn.execute(sa.select(t.journal.c.id).where(t.journal.c.source_id == source_id).limit(1)).first() is not None
+    )
 
 
 def drain_journal(conn: sa.Connection, limit: int = DRAIN) -> int:
@@ -212,7 +224,37 @@ def forget_failures(conn: sa.Connection, source_id: int | None, refusals: Iterab
 
 
 def _apply(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime) -> None:
-    """Apply journal rows in order; the last row of a path wins."""
+    """Apply journal rows in order."""
+    rest: list[sa.RowMapping] = []
+    for row in rows:
+        if row["kind"] == "moved" and row["moved_from"] is not None:
+            _apply_seen(conn, rest, at)
+            _move(conn, row)
+            rest = []
+        rest.append(row)
+    _apply_seen(conn, rest, at)
+
+
+def _move(conn: sa.Connection, row: sa.RowMapping) -> None:
+    """Give a known location its new path; nothing happens when another one has it, and the file is read as a new one.
+
+    Whatever is known of the file hangs on its location and stays: no batch, no byte is read.
+    """
+    c = t.locations.c
+    path = bytes(row["path"])
+    taken = sa.select(c.id).where(c.source_id == row["source_id"], c.path == path)
+    if conn.execute(taken).first() is None:
+        conn.execute(
+            t.locations.update()
+            .where(c.source_id == row["source_id"], c.path == bytes(row["moved_from"]))
+            .values(path=path, display=display_path(path))
+        )
+
+
+def _apply_seen(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime) -> None:
+    """Apply rows that move nothing but what has moved already; the last row of a path wins."""
+    if not rows:
+        return
     last: dict[tuple[int, bytes], sa.RowMapping] = {(row["source_id"], bytes(row["path"])): row for row in rows}
     existing: dict[tuple[int, bytes], sa.RowMapping] = {}
     for source_id in {key[0] for key in last}:
@@ -228,12 +270,21 @@ def _apply(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime) -> 
         conn.execute(
             t.locations.update().where(t.locations.c.id == sa.bindparam("location")).values(values_of), rows_of
         )
-    new = [_new_location(row, at) for key, row in last.items() if key not in existing and row["kind"] != "missing"]
+    new = [_new_location(row, at) for key, row in last.items() if key not in existing and row["kind"] not in _AWAY]
     if new:
         conn.execute(t.locations.insert(), new)
 
 
-_STATE = {"seen": "present", "ignored": "ignored", "unreadable": "unreadable", "missing": "missing"}
+STATE_OF = {
+    "seen": "present",
+    "moved": "present",
+    "ignored": "ignored",
+    "unreadable": "unreadable",
+    "missing": "missing",
+    "deleted": "deleted",
+}
+"""The state of a location after a sighting of each kind."""
+_AWAY = ("missing", "deleted")
 _UNTRIED: dict[str, object] = {"code": None, "reason": None, "attempts": 0, "next_attempt_at": None}
 
 
@@ -241,16 +292,25 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
     """What one sighting changes of a known location; empty when nothing."""
     if row["kind"] == "missing":
         # A later scan saw it again, or it is known to be gone.
-        outdated = old["generation"] > row["generation"] or old["state"] in ("missing", "deleted")
-        return {} if outdated else {"state": "missing"}
+        outdated = old["generation"] > row["generation"] or old["state"] in _AWAY
+        return {} if outdated else {"state": "missing", "generation": row["generation"]}
+    if row["kind"] == "deleted":
+        # Only what an earlier scan missed already.
+        proved = old["state"] == "missing" and old["generation"] < row["generation"]
+        gone = {"state": "deleted", "generation": row["generation"], "deleted_at": row["observed_at"]}
+        return gone if proved else {}
     place = {
+        "deleted_at": None,
         "generation": row["generation"],
         "last_seen_at": at,
         "inode": row["inode"],
         "device": row["device"],
     }
-    if row["kind"] != "seen":  # its stat says nothing, so that it is known again when it can be read as before
-        return place | _UNTRIED | {"state": _STATE[row["kind"]], "code": row["code"]}
+    if row["kind"] not in (
+        "seen",
+        "moved",
+    ):  # its stat says nothing, so that it is known again when it can be read as before
+        return place | _UNTRIED | {"state": STATE_OF[row["kind"]], "code": row["code"]}
     if (old["size"], old["mtime_ns"]) != (row["size"], row["mtime_ns"]):
         stat = {"size": row["size"], "mtime_ns": row["mtime_ns"], "changed_at": row["observed_at"]}
         return place | _UNTRIED | stat | {"state": "present"}
@@ -272,7 +332,7 @@ def _new_location(row: sa.RowMapping, at: datetime) -> dict[str, object]:
         "inode": row["inode"],
         "device": row["device"],
         "generation": row["generation"],
-        "state": _STATE[row["kind"]],
+        "state": STATE_OF[row["kind"]],
         "code": row["code"],
         "first_seen_at": row["observed_at"],
         "changed_at": row["observed_at"],  # its wait for company began then, not when the journal was drained

@@ -29,12 +29,14 @@ class Source:
     kind: str
     root: bytes
     root_display: str
-    root_identity: Mapping[str, int] | None
+    root_identity: Mapping[str, Any] | None
     policy: SourcePolicy
     state: str
     state_reason: str | None
     scan_generation: int
     scanned_at: datetime | None
+    held_deletions: int
+    deletions_confirmed: bool
     swept_recipes: Mapping[str, Any] | None
     project_id: int
     owner_id: int
@@ -80,6 +82,8 @@ def add(conn: sa.Connection, name: str, root: bytes, options: Mapping[str, Any])
         owner_id=owner,
         kind="folder",
         scan_generation=0,
+        held_deletions=0,
+        deletions_confirmed=False,
         next_seq=1,
         index_attempts=0,
         created_at=at,
@@ -97,7 +101,8 @@ def _revive(conn: sa.Connection, name: str, values: dict[str, Any]) -> None:
     if row.state != "removed":
         raise SetupError("already_exists", f"There is a source {name!r} already.")
     if bytes(row.root) != values["root"]:
-        values["root_identity"] = None  # another folder: the old one's device and inode say nothing about it
+        # Another folder: what the old one was known by says nothing about it.
+        values |= {"root_identity": None, "held_deletions": 0, "deletions_confirmed": False}
     conn.execute(t.sources.update().where(c.name == name).values(**values))
 
 
@@ -152,13 +157,33 @@ def begin_scan(conn: sa.Connection, source_id: int) -> int:
     return int(conn.execute(sa.select(t.sources.c.scan_generation).where(t.sources.c.id == source_id)).scalar_one())
 
 
-def end_scan(conn: sa.Connection, source_id: int, identity: Mapping[str, int]) -> None:
-    """A complete scan ended; remembers the root's identity the first time."""
-    known = conn.execute(sa.select(t.sources.c.root_identity).where(t.sources.c.id == source_id)).scalar_one()
-    values: dict[str, Any] = {"scanned_at": now(conn)}
-    if known is None:
-        values["root_identity"] = dict(identity)
+def end_scan(
+    conn: sa.Connection, source_id: int, identity: Mapping[str, Any], *, held: int = 0, used_up: bool = False
+) -> None:
+    """A complete scan of the right root ended.
+
+    Args:
+        conn: a writing transaction.
+        source_id: the source.
+        identity: what the root is known by from now on.
+        held: how many deletions wait for a person.
+        used_up: a person's confirmation was used.
+    """
+    values: dict[str, Any] = {"scanned_at": now(conn), "root_identity": dict(identity), "held_deletions": held}
+    if used_up:
+        values["deletions_confirmed"] = False
     conn.execute(t.sources.update().where(t.sources.c.id == source_id).values(**values))
+
+
+def confirm_deletions(conn: sa.Connection, name: str) -> int:
+    """Let the next complete scan delete whatever is not there, however many; returns how many were held back.
+
+    Raises:
+        SetupError: `not_found`.
+    """
+    held = get(conn, name).held_deletions
+    conn.execute(t.sources.update().where(t.sources.c.name == name).values(deletions_confirmed=True))
+    return held
 
 
 def set_swept(conn: sa.Connection, source_id: int, recipes: Mapping[str, Any]) -> None:

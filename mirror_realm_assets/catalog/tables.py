@@ -100,12 +100,14 @@ sources = sa.Table(
     sa.Column("kind", sa.String(20), nullable=False),
     sa.Column("root", sa.LargeBinary, nullable=False),  # raw bytes: a path need not be UTF-8
     sa.Column("root_display", sa.Text, nullable=False),
-    sa.Column("root_identity", Json),  # device and inode of the root, to know it again
+    sa.Column("root_identity", Json),  # device, inode and mount of the root, to know it again
     sa.Column("policy", Json, nullable=False),
     sa.Column("state", sa.String(20), nullable=False),
     sa.Column("state_reason", sa.Text),
     sa.Column("scan_generation", BigInt, nullable=False, default=0),
     _time("scanned_at"),
+    sa.Column("held_deletions", BigInt, nullable=False, default=0),  # too many at once: a person has to confirm them
+    sa.Column("deletions_confirmed", sa.Boolean, nullable=False, default=False),
     sa.Column("next_seq", BigInt, nullable=False, default=1),  # next batch number, taken in the forming transaction
     sa.Column("swept_recipes", Json),  # the recipes its known media were last compared with
     sa.Column("index_attempts", sa.Integer, nullable=False, default=0),  # failed index runs in a row
@@ -141,8 +143,10 @@ locations = sa.Table(
     _time("first_seen_at", null=False),
     _time("changed_at", null=False),  # when its size or mtime was last seen to differ
     _time("last_seen_at", null=False),
+    _time("deleted_at"),
     sa.UniqueConstraint("source_id", "path"),
     sa.Index("ix_locations_state", "source_id", "state"),
+    sa.Index("ix_locations_inode", "source_id", "inode"),  # a moved file is known again by it
     _one_of("state", "present", "missing", "deleted", "ignored", "unreadable"),
 )
 
@@ -331,9 +335,10 @@ journal = sa.Table(
     sa.Column("inode", BigInt),
     sa.Column("device", BigInt),
     sa.Column("code", sa.String(40)),
+    sa.Column("moved_from", sa.LargeBinary),  # the path it was known by, of a moved file
     sa.Column("generation", BigInt, nullable=False),
     _time("observed_at", null=False),
-    _one_of("kind", "seen", "missing", "ignored", "unreadable"),
+    _one_of("kind", "seen", "moved", "missing", "deleted", "ignored", "unreadable"),
 )
 
 # `token` grows with every change of owner: a writer that kept an old one is refused (fencing).

@@ -144,17 +144,19 @@ def estimate_(name: str, as_json: bool) -> None:
 def check(name: str, as_json: bool) -> None:
     """Whether the folder can be listed and read."""
     from mirror_realm_assets.catalog import sources
-    from mirror_realm_assets.ingest import scan
-    from mirror_realm_assets.ingest.watch import own_folders
+    from mirror_realm_assets.ingest.folder_watch import own_folders
+    from mirror_realm_assets.ingest.scan import Walk
 
     with opened() as (settings, services):
         with services.catalog.read() as conn:
             source = sources.get(conn, name)
-        walked = scan.walk(source.root, source.policy.ignore, own_folders(settings))
+        walked = Walk(source.root, source.policy.ignore, own_folders(settings))
+        for _file in walked:
+            pass
     found = {
         "source": name,
         "ok": walked.complete,
-        "files": len(walked.entries),
+        "files": walked.files,
         "ignored": walked.ignored,
         "not_read": len(walked.odd),
         "errors": walked.errors[:20],
@@ -162,7 +164,7 @@ def check(name: str, as_json: bool) -> None:
     if as_json:
         emit(found)
     else:
-        show(f"{len(walked.entries)} files, {walked.ignored} ignored, {len(walked.odd)} not read")
+        show(f"{walked.files} files, {walked.ignored} ignored, {len(walked.odd)} not read")
     if not walked.complete:
         raise SetupError("io_error", f"{len(walked.errors)} folders of {name} could not be read: {walked.errors[0]}.")
 
@@ -181,6 +183,21 @@ def resume(name: str) -> None:
     """Go on with this source."""
     _set_state(name, "active", None)
     say(f"Source {safe(name)} goes on.")
+
+
+@sources_group.command("confirm-deletions")
+@click.argument("name")
+@json_option
+def confirm_deletions(name: str, as_json: bool) -> None:
+    """Say that the folder is the right one, and that what is not there is really gone."""
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.write() as conn:
+        held = sources.confirm_deletions(conn, name)
+    if as_json:
+        emit({"source": name, "held": held})
+    else:
+        say(f"The next complete scans of {safe(name)} take what is not there for gone ({held} files were held back).")
 
 
 @sources_group.command("remove")
@@ -241,7 +258,7 @@ def _estimate(settings: Settings, services: Services, source: Source) -> Estimat
             settings,
             source,
             catalog=services.catalog,
-            on_progress=lambda walk: teller.tell(f"{len(walk.entries)} files seen"),
+            on_progress=lambda walk: teller.tell(f"{walk.files} files seen"),
         )
 
 

@@ -19,7 +19,7 @@ from mirror_realm_assets.errors import SetupError
 if TYPE_CHECKING:
     from mirror_realm_assets.catalog.sources import Source
     from mirror_realm_assets.catalog.status import SourceStatus
-    from mirror_realm_assets.ingest.watch import Scanned
+    from mirror_realm_assets.ingest.one_scan import Scanned
     from mirror_realm_assets.settings import Settings
     from mirror_realm_assets.stages.services import Services
 
@@ -79,29 +79,23 @@ def _active(services: Services, name: str) -> Source:
 
 def _scan(settings: Settings, services: Services, source: Source) -> Scanned:
     """Look until every file rests, or long enough; a file rests when two looks saw the same."""
-    from mirror_realm_assets.ingest.watch import FolderWatch, Scanned
+    from mirror_realm_assets.ingest.folder_watch import FolderWatch
+    from mirror_realm_assets.ingest.one_scan import Scanned
 
     watched = FolderWatch(services.catalog, settings, source)
     total = Scanned()
     end = time.monotonic() + _RESTLESS_SECONDS
     while True:
         found = watched.scan()
-        total = Scanned(
-            found.files,
-            total.taken + found.taken,
-            found.restless,
-            total.missing + found.missing,
-            found.odd,
-            found.errors,
-        )
+        total = total.then(found)
         if not found.restless or time.monotonic() >= end:
             break
         time.sleep(settings.quiet_seconds + 0.05)
-    say(f"{total.files} files seen, {total.taken} new or changed, {total.missing} gone.")
+    say(f"{total.files} files seen, {total.changes}.")
     if total.restless:
         say(f"{total.restless} files are still being written; they are taken when they rest.")
-    if total.errors:
-        say(f"[yellow]The scan is partial:[/yellow] {len(total.errors)} folders could not be read.")
+    if total.trouble:
+        say(f"[yellow]{safe(source.name)}: {safe(total.trouble)}[/yellow]")
     return total
 
 

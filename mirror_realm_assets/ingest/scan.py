@@ -1,23 +1,29 @@
 """Walking a source's folder and comparing what is there with what the ledger knows.
 
-What belongs here: one walk, its errors, and the sightings that follow. What does not: waiting until a file rests
-(`watch`), reading bytes (`originals`). Nothing here opens a file or writes into a source.
+What belongs here: one walk, its errors, and the differences. What does not: waiting until a file rests and what follows
+from a difference (`watch`), reading bytes (`originals`). Nothing here opens a file or writes into a source.
+
+Walk and ledger are both in the byte order of whole paths, so that they are compared like two sorted lists: of a million
+files neither is ever in memory.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from mirror_realm_assets.catalog.files import Known, Sighting
-from mirror_realm_assets.errors import SetupError
-from mirror_realm_assets.ingest.ignore import ignored
+from mirror_realm_assets.catalog.files import Sighting
+from mirror_realm_assets.catalog.known import KnownRow
+from mirror_realm_assets.ingest.ignore import Rules
+from mirror_realm_assets.ingest.root_identity import identity_of
+
+_GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A regular file as a walk saw it; `path` is relative to the root, raw bytes."""
 
     path: bytes
@@ -27,66 +33,108 @@ class Entry:
     device: int
 
 
-@dataclass
 class Walk:
-    """What one walk saw.
-
-    Attributes:
-        entries: regular files that are not ignored.
-        odd: links, sockets, mounts and the like, each with a reason code.
-        ignored: how many names were ignored by pattern.
-        errors: folders or files that could not be looked at; with any, the walk is partial and proves no absence.
-        identity: device and inode of the root.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    odd: list[tuple[bytes, str]] = field(default_factory=list)
-    ignored: int = 0
-    errors: list[str] = field(default_factory=list)
-    identity: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything beneath the root was seen."""
-        return not self.errors
-
-
-def walk(
-    root: bytes,
-    patterns: Sequence[str] = (),
-    own: Collection[tuple[int, int]] = (),
-    *,
-    on_progress: Callable[[Walk], None] = lambda _walk: None,
-) -> Walk:
-    """Look at every file beneath `root`.
+    """One walk over all files beneath a folder, in the byte order of their paths; it is walked by iterating.
 
     Args:
         root: the folder.
         patterns: the source's own ignore patterns.
         own: device and inode of folders of ours: what we make is never an input.
-        on_progress: shown what was seen so far, folder by folder.
+        disk: has `scandir`, `stat` and `lstat`; the system's own by default.
+        on_folder: called before a folder is entered.
 
     Raises:
-        SetupError: `folder_missing` when the root itself cannot be listed.
+        SetupError: `folder_missing` when the root itself cannot be looked at.
+
+    Attributes:
+        identity: what the root is known by.
+        files: regular files that were yielded.
+        odd: links, sockets, mounts and the like, each with a reason code.
+        ignored: how many names were ignored by pattern.
+        errors: folders or files that could not be looked at; with any, the walk is partial and proves no absence.
     """
-    try:
-        top = os.stat(root)  # noqa: PTH116 - pathlib has no bytes paths
-        if not stat.S_ISDIR(top.st_mode):
-            raise SetupError("folder_missing", f"{os.fsdecode(root)} is no folder.")
-    except OSError as error:
-        raise SetupError("folder_missing", f"The folder {os.fsdecode(root)} cannot be opened.") from error
-    found = Walk(identity={"device": top.st_dev, "inode": top.st_ino})
-    folders = [b""]
-    while folders:
-        folder = folders.pop()
+
+    def __init__(
+        self,
+        root: bytes,
+        patterns: Sequence[str] = (),
+        own: Collection[tuple[int, int]] = (),
+        *,
+        disk: Any = os,
+        on_folder: Callable[[Walk], None] = lambda _walk: None,
+    ) -> None:
+        self.identity = identity_of(root, disk)
+        self.files = 0
+        self.odd: list[tuple[bytes, str]] = []
+        self.ignored = 0
+        self.errors: list[str] = []
+        self._root = root.rstrip(b"/") or b"/"
+        self._rules = Rules(patterns)
+        self._own = frozenset(own)
+        self._disk = disk
+        self._on_folder = on_folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything beneath the root was seen, as far as it has been walked."""
+        return not self.errors
+
+    def __iter__(self) -> Iterator[Entry]:
+        stack = [iter(self._listed(b""))]
+        while stack:
+            for path, entry in stack[-1]:
+                if entry is None:
+                    self._on_folder(self)
+                    stack.append(iter(self._listed(path)))
+                    break
+                self.files += 1
+                yield entry
+            else:
+                stack.pop()
+
+    def _listed(self, prefix: bytes) -> list[tuple[bytes, Entry | None]]:
+        """Files and folders in a folder, in order; a folder's path ends with a slash, so that it sorts as its files."""
+        found: list[tuple[bytes, Entry | None]] = []
+        excluded = self._rules.exclude
         try:
-            with os.scandir(os.path.join(root, folder)) as listing:  # noqa: PTH118 - pathlib has no bytes paths
+            with self._disk.scandir(b"%s/%s" % (self._root, prefix)) as listing:
                 for item in listing:
-                    _look(found, root, folder, item, folders, patterns, own, top.st_dev)
+                    name = item.name
+                    path = prefix + name
+                    if excluded(name, path):
+                        self.ignored += 1
+                        continue
+                    try:
+                        seen = item.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # it went between listing and looking, as files do
+                    except OSError as error:
+                        self.errors.append(f"{error.strerror}")
+                        continue
+                    mode = seen.st_mode
+                    if stat.S_ISREG(mode):
+                        entry = Entry(path, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev)
+                        found.append((path, entry))
+                    elif stat.S_ISDIR(mode):
+                        self._add_folder(found, path, seen)
+                    else:
+                        self.odd.append((path, _link_code(self._root, path) if stat.S_ISLNK(mode) else "not_regular"))
         except OSError as error:
-            found.errors.append(f"{error.strerror}")
-        on_progress(found)
-    return found
+            self.errors.append(f"{error.strerror}")
+        found.sort(key=_path)
+        return found
+
+    def _add_folder(self, found: list[tuple[bytes, Entry | None]], path: bytes, seen: os.stat_result) -> None:
+        if (seen.st_dev, seen.st_ino) in self._own:
+            return
+        if seen.st_dev != self.identity["device"]:  # a mount: opening would refuse it too
+            self.odd.append((path, "outside_root"))
+        else:
+            found.append((path + b"/", None))
+
+
+def _path(item: tuple[bytes, Entry | None]) -> bytes:
+    return item[0]
 
 
 def _link_code(root: bytes, path: bytes) -> str:
@@ -96,94 +144,80 @@ def _link_code(root: bytes, path: bytes) -> str:
     return "not_regular" if target == top or target.startswith(top.rstrip(b"/") + b"/") else "outside_root"
 
 
-def _look(
-    found: Walk,
-    root: bytes,
-    folder: bytes,
-    item: os.DirEntry[bytes],
-    folders: list[bytes],
-    patterns: Sequence[str],
-    own: Collection[tuple[int, int]],
-    device: int,
-) -> None:
-    path = folder + b"/" + item.name if folder else item.name
-    if ignored(path, patterns):
-        found.ignored += 1
-        return
-    try:
-        seen = item.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return  # it went between listing and looking, as files do
-    except OSError as error:
-        found.errors.append(f"{error.strerror}")
-        return
-    if stat.S_ISREG(seen.st_mode):
-        found.entries.append(Entry(path, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev))
-    elif stat.S_ISDIR(seen.st_mode):
-        if (seen.st_dev, seen.st_ino) in own:
-            return
-        if seen.st_dev != device:  # a mount: opening would refuse it too
-            found.odd.append((path, "outside_root"))
-        else:
-            folders.append(path)
-    else:
-        found.odd.append((path, _link_code(root, path) if stat.S_ISLNK(seen.st_mode) else "not_regular"))
+class Difference(NamedTuple):
+    """A path whose file differs from what is known; `entry` is None when it is not there, `known` when it is new."""
+
+    path: bytes
+    entry: Entry | None
+    known: KnownRow | None
 
 
-def changed(found: Walk, known: Mapping[bytes, Known]) -> Iterator[Entry]:
-    """Entries that are new, differ in size or mtime from what is known, or were missing."""
-    for entry in found.entries:
-        old = known.get(entry.path)
-        if old is None or (old.size, old.mtime_ns) != (entry.size, entry.mtime_ns) or old.state == "missing":
-            yield entry
+AWAY = ("missing", "deleted")
+"""States of files that are not there."""
+
+
+def differences(entries: Iterable[Entry], known: Iterable[KnownRow]) -> Iterator[Difference]:
+    """Where a walk differs from the ledger: new and changed files, those that are back, and those that are not there.
+
+    Both must be in the byte order of their paths. What is known to be no regular file is not missed.
+    """
+    rows = iter(known)
+    row = next(rows, None)
+    for entry in entries:
+        path = entry[0]
+        while row is not None and row[0] < path:
+            if row[3] != "ignored":
+                yield Difference(row[0], None, row)
+            row = next(rows, None)
+        if row is None or row[0] != path:
+            yield Difference(path, entry, None)
+            continue
+        if row[1] != entry[1] or row[2] != entry[2] or row[3] in AWAY:
+            yield Difference(path, entry, row)
+        row = next(rows, None)
+    while row is not None:
+        if row[3] != "ignored":
+            yield Difference(row[0], None, row)
+        row = next(rows, None)
 
 
 def sighting(entry: Entry) -> Sighting:
     """The journal row for a file that rests."""
-    return Sighting("seen", entry.path, entry.size, entry.mtime_ns, entry.inode, entry.device)
-
-
-def odd_sightings(found: Walk, known: Mapping[bytes, Known]) -> list[Sighting]:
-    """Journal rows for links and other things that are not read, the first time they are seen."""
-    return [Sighting("ignored", path, code=code) for path, code in found.odd if path not in known]
-
-
-def missing_sightings(found: Walk, known: Mapping[bytes, Known], identity: Mapping[str, int] | None) -> list[Sighting]:
-    """Journal rows for known files that are not there any more.
-
-    Only a complete walk of a root with the recorded identity that saw anything at all is believed: a share that
-    vanishes, lists empty or lists partly proves nothing.
-    """
-    if not found.complete or (identity is not None and dict(identity) != found.identity):
-        return []
-    here = {entry.path for entry in found.entries}
-    if not here and known:
-        return []
-    return [
-        Sighting("missing", path)
-        for path, old in known.items()
-        if old.state in ("present", "unreadable") and path not in here
-    ]
+    return Sighting("seen", *entry)
 
 
 def look_at(
-    root: bytes, path: bytes, patterns: Sequence[str] = (), own: Collection[tuple[int, int]] = ()
+    root: bytes,
+    path: bytes,
+    patterns: Sequence[str] = (),
+    own: Collection[tuple[int, int]] = (),
+    disk: Any = os,
 ) -> Entry | None:
-    """One file that `walk` would take, or None: ignored, ours, no regular file, or reached through a link or mount."""
-    if ignored(path, patterns):
-        return None
-    *folders, _name = path.split(b"/")
-    place = root
+    """One file that a walk would take, or None: not there, ignored, ours, no regular file, behind a link or a mount.
+
+    Raises:
+        OSError: it cannot be looked at, so that nothing is known of it.
+    """
+    *folders, name = path.split(b"/")
+    rules = Rules(patterns)
+    place, beneath = root, b""
     try:
-        device = os.stat(root).st_dev  # noqa: PTH116 - pathlib has no bytes paths
+        device = disk.stat(root).st_dev
         for folder in folders:
+            beneath = beneath + b"/" + folder if beneath else folder
             place = os.path.join(place, folder)  # noqa: PTH118
-            above = os.lstat(place)
+            if rules.exclude(folder, beneath):
+                return None
+            above = disk.lstat(place)
             if not stat.S_ISDIR(above.st_mode) or above.st_dev != device or (above.st_dev, above.st_ino) in own:
                 return None
-        seen = os.lstat(os.path.join(root, path))  # noqa: PTH118
-    except OSError:
-        return None
+        if rules.exclude(name, path):
+            return None
+        seen = disk.lstat(os.path.join(root, path))  # noqa: PTH118
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
     if not stat.S_ISREG(seen.st_mode):
         return None
     return Entry(path, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev)

@@ -14,7 +14,7 @@ from mirror_realm_assets.catalog import sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError, as_error
-from mirror_realm_assets.ingest.watch import own_folders
+from mirror_realm_assets.ingest.folder_watch import own_folders
 from mirror_realm_assets.installation import write_atomically
 from mirror_realm_assets.settings import Settings
 

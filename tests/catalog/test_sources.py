@@ -43,8 +43,8 @@ def test_a_removed_source_is_found_no_more_and_may_be_added_again_for_another_fo
     first = library.source("photos", b"/old")
     with library.catalog.write() as conn:
         assert sources.begin_scan(conn, first.id) == 1
-        sources.end_scan(conn, first.id, {"inode": 7})
-        sources.end_scan(conn, first.id, {"inode": 8})
+        sources.end_scan(conn, first.id, {"inode": 7}, held=3)
+        assert sources.confirm_deletions(conn, "photos") == 3
         assert sources.get(conn, "photos").root_identity == {"inode": 7}
         sources.set_state(conn, "photos", "removed")
         assert sources.all_sources(conn) == []
@@ -53,6 +53,7 @@ def test_a_removed_source_is_found_no_more_and_may_be_added_again_for_another_fo
     again = library.source("photos", b"/new")
     assert (again.id, again.root, again.root_identity, again.state) == (first.id, b"/new", None, "active")
     assert again.scan_generation == 1  # scans go on counting
+    assert (again.held_deletions, again.deletions_confirmed) == (0, False)
 
 
 def test_options_are_changed_one_by_one(library: Library) -> None:

@@ -139,7 +139,7 @@ def test_check_tells_what_a_scan_would_see(home: Home, monkeypatch: pytest.Monke
     listing = os.scandir
 
     def refusing(path: object) -> object:
-        if os.fsencode(path).endswith(b"/closed"):  # type: ignore[arg-type]
+        if os.fsencode(path).rstrip(b"/").endswith(b"/closed"):  # type: ignore[arg-type]
             raise PermissionError(13, "Permission denied")
         return listing(path)  # type: ignore[call-overload]
 
@@ -177,3 +177,10 @@ def test_a_name_that_is_no_utf8_can_be_registered(home: Home, tmp_path: Path) ->
     home.lab.services = open_services(home.lab.settings)
     with home.lab.catalog.read() as conn:
         assert registry.get(conn, "odd").root == os.fsencode(odd)
+
+
+def test_a_person_confirms_deletions(home: Home) -> None:
+    assert run_json("sources", "confirm-deletions", "demo") == {"source": "demo", "held": 0}
+    assert home.lab.source.deletions_confirmed
+    assert "0 files were held back" in " ".join(run("sources", "confirm-deletions", "demo").stderr.split())
+    assert run("sources", "confirm-deletions", "nosuch").exit_code == 1

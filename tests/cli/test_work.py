@@ -10,7 +10,7 @@ from mirror_realm_assets.catalog import features, files, sources, status
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.features import FeatureKey, Finding
 from mirror_realm_assets.cli import work
-from mirror_realm_assets.ingest.watch import Scanned
+from mirror_realm_assets.ingest.one_scan import Scanned
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.resources.library import open_services
 

@@ -1,7 +1,8 @@
-"""One walk over a folder: what is taken, what is not and why, and what a walk proves about absent files."""
+"""One walk over a folder: what is taken, what is not and why, and where it differs from what is known."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mirror_realm_assets.catalog.files import Known
+from mirror_realm_assets.catalog.known import KnownRow
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.ingest import scan
-from mirror_realm_assets.ingest.scan import Walk, walk
+from mirror_realm_assets.ingest.scan import Entry, Walk, differences
 
 
 @pytest.fixture
@@ -29,12 +32,25 @@ def fill(root: Path, *names: str) -> None:
         (root / name).write_bytes(name.encode())
 
 
-def names(found: Walk) -> set[bytes]:
+class Walked(Walk):
+    """A walk that is over."""
+
+    entries: list[Entry]
+
+
+def walk(root: bytes, *arguments: Any, **options: Any) -> Walked:
+    found = Walked(root, *arguments, **options)
+    found.entries = list(found)
+    return found
+
+
+def names(found: Walked) -> set[bytes]:
     return {entry.path for entry in found.entries}
 
 
-def known(found: Walk, state: str = "present") -> dict[bytes, Known]:
-    return {e.path: Known(e.size, e.mtime_ns, e.inode, state) for e in found.entries}
+def known(found: Walked, states: dict[bytes, str] | None = None) -> list[KnownRow]:
+    """The files of a walk as the ledger would know them."""
+    return [(e.path, e.size, e.mtime_ns, (states or {}).get(e.path, "present"), 1, e.inode) for e in found.entries]
 
 
 def test_files_of_every_depth_are_seen_with_their_stat(root: Path) -> None:
@@ -51,7 +67,8 @@ def test_files_of_every_depth_are_seen_with_their_stat(root: Path) -> None:
         seen.st_dev,
     )
     assert found.complete
-    assert found.identity == {"device": root.stat().st_dev, "inode": root.stat().st_ino}
+    assert (found.identity["device"], found.identity["inode"]) == (root.stat().st_dev, root.stat().st_ino)
+    assert found.files == 2
 
 
 def test_odd_names_are_files_like_any_other(root: Path) -> None:
@@ -119,7 +136,7 @@ def unreadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     listing = os.scandir
 
     def refusing(path: Any) -> Any:
-        if os.fsencode(path).endswith(b"/closed"):
+        if os.fsencode(path).rstrip(b"/").endswith(b"/closed"):
             raise PermissionError(13, "Permission denied")
         return listing(path)
 
@@ -128,59 +145,62 @@ def unreadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_closed_subtree_makes_the_walk_partial_and_nothing_missing(root: Path, unreadable: None) -> None:
-    fill(root, "a.png", "open/b.png")
-    before = known(walk(os.fsencode(root)))
-    fill(root, "closed/c.png")
-    before[b"closed/c.png"] = Known(1, 1, 1, "present")
-    (root / "open" / "b.png").unlink()
+def test_a_closed_subtree_makes_the_walk_partial(root: Path, unreadable: None) -> None:
+    fill(root, "a.png", "open/b.png", "closed/c.png")
     found = walk(os.fsencode(root))
     assert not found.complete
     assert found.errors == ["Permission denied"]
-    assert names(found) == {b"a.png"}
-    assert scan.missing_sightings(found, before, found.identity) == []
+    assert names(found) == {b"a.png", b"open/b.png"}
 
 
-def test_only_a_complete_walk_of_the_same_root_proves_absence(root: Path) -> None:
-    fill(root, "a.png", "b.png", "c.png", "d.png")
-    first = walk(os.fsencode(root))
-    before = known(first)
-    before[b"c.png"] = Known(5, 1, 1, "missing")
-    before[b"d.png"] = Known(5, 1, 1, "ignored")
-    for name in ("b.png", "c.png", "d.png"):
-        (root / name).unlink()
-    found = walk(os.fsencode(root))
-    assert [s.path for s in scan.missing_sightings(found, before, first.identity)] == [b"b.png"]
-    assert [s.path for s in scan.missing_sightings(found, before, None)] == [b"b.png"]
-    other = first.identity | {"inode": first.identity["inode"] + 1}
-    assert scan.missing_sightings(found, before, other) == []
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(paths=st.sets(st.lists(st.sampled_from(["a", "b", "a.b", "a-", "é", "z"]), min_size=1, max_size=4)
+                     .map("/".join), min_size=1, max_size=12))  # fmt: skip
+def test_files_come_in_the_order_of_their_whole_paths(
+    tmp_path_factory: pytest.TempPathFactory, paths: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    made = set()
+    for path in sorted(paths):
+        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+            fill(root, path)
+            made.add(path.encode())
+    found = [entry.path for entry in walk(os.fsencode(root)).entries]
+    assert found == sorted(made)
 
 
-def test_an_empty_listing_of_a_known_folder_proves_nothing(root: Path) -> None:
-    fill(root, "a.png")
-    before = known(walk(os.fsencode(root)))
-    (root / "a.png").unlink()
-    assert scan.missing_sightings(walk(os.fsencode(root)), before, None) == []
+_ROWS = st.dictionaries(
+    st.binary(min_size=1, max_size=3),
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["present", "missing", "deleted", "ignored"])),
+)
 
 
-def test_what_is_new_other_or_back_is_changed_and_what_is_as_before_is_not(root: Path) -> None:
+@given(
+    here=st.dictionaries(st.binary(min_size=1, max_size=3), st.tuples(st.integers(0, 2), st.integers(0, 2))), rows=_ROWS
+)
+def test_the_differences_are_those_of_two_dictionaries(
+    here: dict[bytes, tuple[int, int]], rows: dict[bytes, tuple[int, int, str]]
+) -> None:
+    entries = [Entry(path, *here[path], 1, 1) for path in sorted(here)]
+    ledger: list[KnownRow] = [(path, *rows[path], 1, 1) for path in sorted(rows)]
+    found = list(differences(entries, ledger))
+    new = {path for path in here if path not in rows}
+    other = {p for p in here if p in rows and (rows[p][:2] != here[p] or rows[p][2] in ("missing", "deleted"))}
+    absent = {path for path in rows if path not in here and rows[path][2] != "ignored"}
+    assert [one.path for one in found] == sorted(new | other | absent)
+    assert {one.path for one in found if one.known is None} == new
+    assert {one.path for one in found if one.entry is None} == absent
+
+
+def test_what_is_new_other_or_back_differs_and_what_is_as_before_does_not(root: Path) -> None:
     fill(root, "same.png", "grown.png", "touched.png", "back.png")
-    before = known(walk(os.fsencode(root)))
-    before[b"back.png"] = Known(*[getattr(before[b"back.png"], n) for n in ("size", "mtime_ns", "inode")], "missing")
+    before = known(walk(os.fsencode(root)), {b"back.png": "missing"})
     fill(root, "new.png")
     with (root / "grown.png").open("ab") as file:
         file.write(b"more")
     os.utime(root / "touched.png", ns=(1, 1))  # an old time is a change too
-    found = walk(os.fsencode(root))
-    assert {e.path for e in scan.changed(found, before)} == {b"new.png", b"grown.png", b"touched.png", b"back.png"}
-
-
-def test_an_odd_thing_is_reported_once(root: Path) -> None:
-    os.mkfifo(root / "pipe")
-    found = walk(os.fsencode(root))
-    (told,) = scan.odd_sightings(found, {})
-    assert (told.kind, told.path, told.code) == ("ignored", b"pipe", "not_regular")
-    assert scan.odd_sightings(found, {b"pipe": Known(0, 0, None, "ignored")}) == []
+    found = walk(os.fsencode(root)).entries
+    assert {one.path for one in differences(found, before)} == {b"new.png", b"grown.png", b"touched.png", b"back.png"}
 
 
 # --- One file alone, as an event names it. ---
@@ -202,6 +222,19 @@ def test_one_file_is_looked_at_as_a_walk_does(root: Path, tmp_path: Path) -> Non
     assert taken in walk(os.fsencode(root)).entries
     for name in (b".DS_Store", b"link.png", b"linked/a.png", b"neighbour/b.png", b"pipe", b"gone.png", b"sub"):
         assert look(root, name) is None, name
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_gone(root: Path) -> None:
+    fill(root, "sub/a.png")
+
+    class Broken:
+        stat = staticmethod(os.stat)
+
+        def lstat(self, path: Any) -> os.stat_result:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        look(root, b"sub/a.png", disk=Broken())
 
 
 def test_one_file_of_ours_is_not_taken(root: Path) -> None:

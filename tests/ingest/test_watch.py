@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,9 +20,10 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
-from mirror_realm_assets.ingest import watch as module
+from mirror_realm_assets.ingest import folder_watch as module
+from mirror_realm_assets.ingest.folder_watch import FolderWatch
 from mirror_realm_assets.ingest.native import NativeEvents
-from mirror_realm_assets.ingest.watch import FolderWatch, watch
+from mirror_realm_assets.ingest.watch import watch
 from mirror_realm_assets.settings import Settings
 
 
@@ -229,24 +229,21 @@ def test_a_share_that_vanishes_or_lists_empty_loses_nothing(watched: Watched, tm
 def test_the_identity_of_the_root_is_remembered_at_the_first_complete_scan(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walk = module.scan.walk
-
-    def partial(*arguments: Any) -> Any:
-        found = walk(*arguments)
-        found.errors.append("Input/output error")
-        return found
+    class Partial(module.Walk):
+        def __iter__(self) -> Iterator[module.Entry]:
+            yield from super().__iter__()
+            self.errors.append("Input/output error")
 
     watched.put("a.png")
     folder = watched.begin()
     with monkeypatch.context() as patch:
-        patch.setattr(module.scan, "walk", partial)
+        patch.setattr(module, "Walk", Partial)
         take_all(watched, folder)
         assert watched.source.root_identity is None
     folder.scan()
-    assert watched.source.root_identity == {
-        "device": watched.folder.stat().st_dev,
-        "inode": watched.folder.stat().st_ino,
-    }
+    identity = watched.source.root_identity
+    assert identity is not None
+    assert (identity["device"], identity["inode"]) == (watched.folder.stat().st_dev, watched.folder.stat().st_ino)
 
 
 def test_links_are_recorded_once_with_their_reason(watched: Watched) -> None:

@@ -1,0 +1,113 @@
+"""What the ledger knows of the files of a source, for comparing a walk with it.
+
+What belongs here: reading locations in the order of their paths, by path and by inode. The first goes through the
+driver's own cursor, the only place where that is done: a scan of a million files would spend most of its time in
+SQLAlchemy's rows. What does not: the comparison (`ingest.scan`), changing locations (`files`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import sqlalchemy as sa
+
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.files import Known
+
+_PAGE = 10_000  # rows of one read; a walk over a network takes minutes, and a transaction should not
+_CHUNK = 400  # stays below SQLite's limit of bound variables
+_PAGE_SQL = (
+    "SELECT path, size, mtime_ns, state, generation, inode FROM locations WHERE source_id = {0} AND path > {0} "
+    "ORDER BY path LIMIT {0}"
+)
+
+KnownRow = tuple[bytes, int, int, str, int, int | None]
+"""Path, size, mtime in nanoseconds, state, the generation at which that was last seen or came to be, and inode."""
+
+
+def in_order(catalog: Catalog, source_id: int) -> Iterator[KnownRow]:
+    """Every known path of a source in the order of its bytes, read a page at a time, each in a transaction of its own.
+
+    What changes while it is read is seen or not; a row is never seen twice.
+    """
+    after = b""
+    statement = _PAGE_SQL.format("?" if catalog.is_sqlite else "%s")
+    while True:
+        with catalog.read() as conn:
+            cursor = conn.connection.cursor()
+            try:
+                cursor.execute(statement, (source_id, after, _PAGE))
+                rows = cursor.fetchall()
+            finally:
+                cursor.close()
+        if not catalog.is_sqlite:  # bytea comes as a memoryview
+            rows = [(bytes(row[0]), *row[1:]) for row in rows]
+        yield from rows
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1][0]
+
+
+def count(conn: sa.Connection, source_id: int, states: Sequence[str] = ("present", "unreadable")) -> int:
+    """How many paths of a source are in one of these states."""
+    l = t.locations.c  # noqa: E741 - l for location, as in the query's SQL
+    query = sa.select(sa.func.count()).where(l.source_id == source_id, l.state.in_(states))
+    return int(conn.execute(query).scalar_one())
+
+
+def sample(conn: sa.Connection, source_id: int, size: int) -> dict[bytes, Known]:
+    """Up to `size` present files of a source, picked at random over the order in which they were found."""
+    l = t.locations.c  # noqa: E741
+    present = sa.and_(l.source_id == source_id, l.state == "present")
+    first, last = conn.execute(sa.select(sa.func.min(l.id), sa.func.max(l.id)).where(present)).one()
+    if first is None:
+        return {}
+    numbers = random.sample(range(first, last + 1), min(size, last + 1 - first))
+    found: dict[bytes, Known] = {}
+    for number in numbers:
+        query = sa.select(*_COLUMNS).where(present, l.id >= number).order_by(l.id).limit(1)
+        for row in conn.execute(query):
+            found[bytes(row[0])] = Known(*row[1:5])
+    return found
+
+
+def at(conn: sa.Connection, source_id: int, path: bytes) -> Known | None:
+    """What is known of one path."""
+    l = t.locations.c  # noqa: E741
+    row = conn.execute(sa.select(*_COLUMNS).where(l.source_id == source_id, l.path == path)).first()
+    return Known(*row[1:5]) if row else None
+
+
+def which(conn: sa.Connection, source_id: int, paths: Sequence[bytes]) -> set[bytes]:
+    """Those of `paths` that are known at all."""
+    l = t.locations.c  # noqa: E741
+    found: set[bytes] = set()
+    for start in range(0, len(paths), _CHUNK):
+        where = (l.source_id == source_id, l.path.in_(paths[start : start + _CHUNK]))
+        found.update(bytes(path) for path in conn.execute(sa.select(l.path).where(*where)).scalars())
+    return found
+
+
+def by_inode(
+    conn: sa.Connection, source_id: int, inodes: Sequence[int]
+) -> dict[tuple[int | None, int | None], list[tuple[bytes, Known]]]:
+    """The known files of a source with these inodes, by device and inode."""
+    l = t.locations.c  # noqa: E741
+    found: dict[tuple[int | None, int | None], list[tuple[bytes, Known]]] = {}
+    for start in range(0, len(inodes), _CHUNK):
+        where = (l.source_id == source_id, l.inode.in_(inodes[start : start + _CHUNK]))
+        for row in conn.execute(sa.select(*_COLUMNS).where(*where)):
+            found.setdefault((row[5], row[3]), []).append((bytes(row[0]), Known(*row[1:5])))
+    return found
+
+
+_COLUMNS = (
+    t.locations.c.path,
+    t.locations.c.size,
+    t.locations.c.mtime_ns,
+    t.locations.c.inode,
+    t.locations.c.state,
+    t.locations.c.device,
+)
