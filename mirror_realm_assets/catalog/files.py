@@ -25,10 +25,12 @@ DRAIN = 5000  # journal rows applied in one transaction
 class Sighting:
     """One journal row: what a scan or watcher saw of a path (raw bytes, relative to the root).
 
-    A file that is `moved` is seen, and was known by the path `moved_from` before.
+    A file that is `moved` is seen, and was known by the path `moved_from` before. One that is `replaced` is seen and
+    may have other bytes, though size and mtime are as before; one that is `kept` has the bytes that are known, though
+    its stat is another.
     """
 
-    kind: str  # seen | moved | missing | deleted | ignored | unreadable
+    kind: str  # seen | moved | replaced | kept | missing | deleted | ignored | unreadable
     path: bytes
     size: int = 0
     mtime_ns: int = 0
@@ -278,6 +280,8 @@ def _apply_seen(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime
 STATE_OF = {
     "seen": "present",
     "moved": "present",
+    "replaced": "present",
+    "kept": "present",
     "ignored": "ignored",
     "unreadable": "unreadable",
     "missing": "missing",
@@ -285,6 +289,7 @@ STATE_OF = {
 }
 """The state of a location after a sighting of each kind."""
 _AWAY = ("missing", "deleted")
+_HERE = ("seen", "moved", "replaced", "kept")
 _UNTRIED: dict[str, object] = {"code": None, "reason": None, "attempts": 0, "next_attempt_at": None}
 
 
@@ -306,14 +311,18 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
         "inode": row["inode"],
         "device": row["device"],
     }
-    if row["kind"] not in (
-        "seen",
-        "moved",
-    ):  # its stat says nothing, so that it is known again when it can be read as before
+    if row["kind"] not in _HERE:
+        # Its stat says nothing, so that it is known again when it can be read as before.
         return place | _UNTRIED | {"state": STATE_OF[row["kind"]], "code": row["code"]}
+    stat = {"size": row["size"], "mtime_ns": row["mtime_ns"]}
+    changed = place | _UNTRIED | stat | {"state": "present", "changed_at": row["observed_at"]}
+    identified = (old["identified_size"], old["identified_mtime_ns"]) == (old["size"], old["mtime_ns"])
+    if row["kind"] == "kept" and identified and old["size"] == row["size"]:
+        return place | stat | {"state": "present", "identified_mtime_ns": row["mtime_ns"]}
+    if row["kind"] == "replaced":
+        return changed | {"identified_size": None}  # so that it is read again
     if (old["size"], old["mtime_ns"]) != (row["size"], row["mtime_ns"]):
-        stat = {"size": row["size"], "mtime_ns": row["mtime_ns"], "changed_at": row["observed_at"]}
-        return place | _UNTRIED | stat | {"state": "present"}
+        return changed
     if old["state"] == "present":
         return place
     if old["code"] in REASONS and (REASONS[old["code"]].refusal or (old["state"] == "unreadable" and old["attempts"])):

@@ -90,6 +90,21 @@ def which(conn: sa.Connection, source_id: int, paths: Sequence[bytes]) -> set[by
     return found
 
 
+def digests(conn: sa.Connection, source_id: int, paths: Sequence[bytes]) -> dict[bytes, str]:
+    """sha256 of the bytes that these paths are known to have."""
+    l = t.locations.c  # noqa: E741
+    query = (
+        sa.select(l.path, t.contents.c.digest)
+        .join(t.media, t.media.c.id == l.media_id)
+        .join(t.contents, t.contents.c.id == t.media.c.content_id)
+    )
+    found: dict[bytes, str] = {}
+    for start in range(0, len(paths), _CHUNK):
+        where = (l.source_id == source_id, l.path.in_(paths[start : start + _CHUNK]))
+        found.update((bytes(row[0]), row[1]) for row in conn.execute(query.where(*where)))
+    return found
+
+
 def by_inode(
     conn: sa.Connection, source_id: int, inodes: Sequence[int]
 ) -> dict[tuple[int | None, int | None], list[tuple[bytes, Known]]]:

@@ -338,7 +338,7 @@ journal = sa.Table(
     sa.Column("moved_from", sa.LargeBinary),  # the path it was known by, of a moved file
     sa.Column("generation", BigInt, nullable=False),
     _time("observed_at", null=False),
-    _one_of("kind", "seen", "moved", "missing", "deleted", "ignored", "unreadable"),
+    _one_of("kind", "seen", "moved", "replaced", "kept", "missing", "deleted", "ignored", "unreadable"),
 )
 
 # `token` grows with every change of owner: a writer that kept an old one is refused (fencing).

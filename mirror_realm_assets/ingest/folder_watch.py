@@ -17,8 +17,10 @@ from mirror_realm_assets.catalog import files, known, sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import STATE_OF, Known, Sighting
 from mirror_realm_assets.catalog.sources import Source
+from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.ingest import scan
 from mirror_realm_assets.ingest.one_scan import OneScan, Scanned
+from mirror_realm_assets.ingest.originals import read_verified
 from mirror_realm_assets.ingest.scan import AWAY, Difference, Entry, Walk
 from mirror_realm_assets.installation import on_network
 from mirror_realm_assets.settings import Settings
@@ -56,7 +58,7 @@ class FolderWatch:
         self._settings = settings
         self._source = source
         self._disk = disk
-        self._restless: dict[bytes, tuple[Entry, float]] = {}
+        self._restless: dict[bytes, tuple[Entry, float, str]] = {}
         # What was journalled and may not be applied yet: size, mtime and state by path, and new paths by old ones.
         self._written: dict[bytes, tuple[int, int, str]] = {}
         self._moved: dict[bytes, bytes] = {}
@@ -119,7 +121,8 @@ class FolderWatch:
         """Where a walk differs from the ledger and from what was journalled and is not applied yet."""
         self._refresh()  # a person may have confirmed deletions
         self._forget_applied()
-        for found in scan.differences(walk, known.in_order(self._catalog, self._source.id)):
+        rows = known.in_order(self._catalog, self._source.id)
+        for found in scan.differences(walk, rows, inodes=self._inodes_hold):
             written = self._written.get(found.path)
             if written is None:
                 yield found
@@ -146,6 +149,21 @@ class FolderWatch:
                     break
         return found
 
+    def have_known_bytes(self, entries: Sequence[Entry]) -> bool:
+        """Whether each of these files has the bytes that are known under its path; reads them all."""
+        with self._catalog.read() as conn:
+            digests = known.digests(conn, self._source.id, [entry.path for entry in entries])
+        for entry in entries:
+            digest = digests.get(entry.path)
+            if digest is None:
+                return False
+            try:
+                with read_verified(self._source.root, entry.path, digest, max_bytes=self._settings.max_file_bytes):
+                    pass
+            except MirrorRealmError:
+                return False
+        return True
+
     def _now_at(self, path: bytes) -> bytes:
         """Where a file has been moved to since the ledger was read."""
         while path in self._moved:
@@ -160,18 +178,25 @@ class FolderWatch:
             return False
         return there is None or there.inode != inode
 
-    def settled(self, entry: Entry, at: float) -> bool:
-        """Whether a file rests now; otherwise it is remembered as restless since it last changed."""
+    def resting(self, entry: Entry, at: float, kind: str = "seen") -> Sighting | None:
+        """The journal row for a file that rests now; otherwise it is remembered as restless since it last changed.
+
+        Args:
+            entry: as it is now.
+            at: monotonic seconds.
+            kind: of the row; one that is waited for keeps its kind.
+        """
         before = self._restless.get(entry.path)
         same = before is not None and (before[0].size, before[0].mtime_ns) == (entry.size, entry.mtime_ns)
         since = before[1] if same and before else at
+        kind = before[2] if same and before and kind == "seen" else kind
         if self._settings.quiet_seconds == 0 or (same and at - since >= self._settings.quiet_seconds):
             self._restless.pop(entry.path, None)
-            return True
+            return Sighting(kind, *entry)
         if not same:
             self._restless.pop(entry.path, None)  # to the end: they are in the order of their times
-        self._restless[entry.path] = (entry, since)
-        return False
+        self._restless[entry.path] = (entry, since, kind)
+        return None
 
     def due(self, at: float) -> list[bytes]:
         """Restless files that have been left alone for long enough to be looked at again."""

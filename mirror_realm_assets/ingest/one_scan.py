@@ -11,6 +11,7 @@ person.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from mirror_realm_assets.catalog.files import Sighting
 from mirror_realm_assets.catalog.known import KnownRow
 from mirror_realm_assets.ingest.root_identity import is_same, may_be_same
-from mirror_realm_assets.ingest.scan import AWAY, Difference, Entry, Walk, sighting
+from mirror_realm_assets.ingest.scan import Difference, Entry, Walk
 
 if TYPE_CHECKING:
     from mirror_realm_assets.ingest.folder_watch import FolderWatch
@@ -29,6 +30,8 @@ _CAP_SHARE, _CAP_FILES = 0.1, 100
 # Known files that are looked at to know a root again, and how many of them have to be as they were: one where device
 # and inode are those recorded; half of them where the device has another number.
 _SAMPLE, _SAMPLE_SHARE = 20, 0.5
+# Files that look changed at an equal size: when they are more than a share of the source, so many are read first.
+_SUSPECT_SHARE, _SUSPECT_FILES = 0.05, 50
 _AT_ONCE = 500  # new files that are looked up together
 _JOURNAL_ROWS, _JOURNAL_SECONDS = 2000, 5.0
 _MAX_ERRORS = 1000
@@ -47,6 +50,7 @@ class Scanned:
         missing: not there any more.
         deleted: not there for the second time.
         held: would be deleted, but they are so many that a person has to confirm it.
+        unreliable: looked changed and, by a sample of them that was read, have the bytes that they had.
         odd: links and the like, seen for the first time.
         errors: why the scan is partial, or proves no absence.
     """
@@ -58,6 +62,7 @@ class Scanned:
     missing: int = 0
     deleted: int = 0
     held: int = 0
+    unreliable: int = 0
     odd: int = 0
     errors: list[str] = field(default_factory=list)
 
@@ -65,11 +70,12 @@ class Scanned:
     def changes(self) -> str:
         """What changed, in words."""
         counts = (
-            (self.taken - self.moved, "new or changed"),
+            (self.taken - self.moved - self.unreliable, "new or changed"),
             (self.moved, "moved"),
             (self.missing, "gone"),
             (self.deleted, "deleted"),
             (self.odd, "not read"),
+            (self.unreliable, "with another time or inode and, by a sample, the same bytes"),
         )
         return ", ".join(f"{count} {what}" for count, what in counts if count) or NOTHING
 
@@ -85,10 +91,8 @@ class Scanned:
 
     def then(self, later: Scanned) -> Scanned:
         """Both as one: what was done adds up, what is so is as it was seen last."""
-        added = {
-            name: getattr(self, name) + getattr(later, name) for name in ("taken", "moved", "missing", "deleted", "odd")
-        }
-        return replace(later, **added)
+        added = ("taken", "moved", "missing", "deleted", "unreliable", "odd")
+        return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in added})
 
 
 class OneScan:
@@ -106,7 +110,7 @@ class OneScan:
         self._waited_for = folder.restless
         self._seen_again: set[bytes] = set()
         self._fresh: list[Entry] = []
-        self._replaced: list[Entry] = []
+        self._suspects: list[tuple[Entry, KnownRow]] = []
         self._resting: list[Sighting] = []
         self._absent: list[Difference] = []
         self._left: set[bytes] = set()  # by files that were moved
@@ -124,14 +128,13 @@ class OneScan:
                 self._fresh.append(found.entry)
                 if len(self._fresh) >= _AT_ONCE:
                     self._sort_out_fresh()
-            elif self._is_replaced(found.entry, found.known):
-                self._replaced.append(found.entry)
+            elif found.known is not None and self._is_suspect(found.entry, found.known):
+                self._suspects.append((found.entry, found.known))
             else:
                 self._consider(found.entry)
         self._sort_out_fresh()
         self._write()  # moves go first: what was at a path may be known under another one by now
-        for entry in self._replaced:
-            self._consider(entry)
+        self._settle_suspects()
         folder.forget(self._waited_for - self._seen_again)
         report.files = walk.files
         report.errors = walk.errors[:_MAX_ERRORS]
@@ -161,8 +164,8 @@ class OneScan:
             return  # the walk will say so
         if entry is None:
             self._folder.forget([path])
-        elif self._folder.settled(entry, at):
-            self._resting.append(sighting(entry))
+        elif found := self._folder.resting(entry, at):
+            self._resting.append(found)
 
     def _sort_out_fresh(self) -> None:
         """New files are taken if they are known by another path, and have to rest otherwise."""
@@ -179,14 +182,29 @@ class OneScan:
         self._fresh = []
 
     @staticmethod
-    def _is_replaced(entry: Entry, old: KnownRow | None) -> bool:
-        """Whether another file lies at a known path; what was there may have been moved."""
-        return old is not None and old[5] is not None and old[5] != entry.inode and old[3] not in AWAY
+    def _is_suspect(entry: Entry, old: KnownRow) -> bool:
+        """Whether a known path is looked at last.
 
-    def _consider(self, entry: Entry) -> None:
+        Another file may lie there, and what was there may have been moved. Or size and bytes are as before, and only
+        what tells of changes is wrong: after a restored backup, or on a drive that shifts times.
+        """
+        return old[3] == "present" and (old[1] == entry.size or (old[5] is not None and old[5] != entry.inode))
+
+    def _settle_suspects(self) -> None:
+        same_size = [entry for entry, old in self._suspects if old[1] == entry.size]
+        many = len(same_size) > max(_SUSPECT_FILES, _SUSPECT_SHARE * self._folder.counts()) if same_size else False
+        if many and self._folder.have_known_bytes(random.sample(same_size, _SUSPECT_FILES)):
+            self._resting += [Sighting("kept", *entry) for entry in same_size]
+            self._report.unreliable = len(same_size)
+            self._suspects = [(entry, old) for entry, old in self._suspects if old[1] != entry.size]
+        for entry, old in self._suspects:
+            as_before = (old[1], old[2]) == (entry.size, entry.mtime_ns)
+            self._consider(entry, "replaced" if as_before else "seen")
+
+    def _consider(self, entry: Entry, kind: str = "seen") -> None:
         self._seen_again.add(entry.path)
-        if self._folder.settled(entry, self._clock()):
-            self._resting.append(sighting(entry))
+        if found := self._folder.resting(entry, self._clock(), kind):
+            self._resting.append(found)
 
     def _write(self) -> None:
         self._written_at = self._clock()

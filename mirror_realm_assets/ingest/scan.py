@@ -156,10 +156,15 @@ AWAY = ("missing", "deleted")
 """States of files that are not there."""
 
 
-def differences(entries: Iterable[Entry], known: Iterable[KnownRow]) -> Iterator[Difference]:
+def differences(entries: Iterable[Entry], known: Iterable[KnownRow], *, inodes: bool = False) -> Iterator[Difference]:
     """Where a walk differs from the ledger: new and changed files, those that are back, and those that are not there.
 
-    Both must be in the byte order of their paths. What is known to be no regular file is not missed.
+    What is known to be no regular file is not missed.
+
+    Args:
+        entries: of a walk, in the byte order of their paths.
+        known: rows of the ledger, in the same order.
+        inodes: whether a file with another inode is another file, whatever its size and mtime.
     """
     rows = iter(known)
     row = next(rows, None)
@@ -172,7 +177,12 @@ def differences(entries: Iterable[Entry], known: Iterable[KnownRow]) -> Iterator
         if row is None or row[0] != path:
             yield Difference(path, entry, None)
             continue
-        if row[1] != entry[1] or row[2] != entry[2] or row[3] in AWAY:
+        if (
+            row[1] != entry[1]
+            or row[2] != entry[2]
+            or row[3] in AWAY
+            or (inodes and row[5] is not None and row[5] != entry[3])
+        ):
             yield Difference(path, entry, row)
         row = next(rows, None)
     while row is not None:

@@ -8,7 +8,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_KINDS = ("seen", "moved", "missing", "deleted", "ignored", "unreadable")
+_KINDS = ("seen", "moved", "replaced", "kept", "missing", "deleted", "ignored", "unreadable")
 
 
 def upgrade() -> None:
