@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import engine, latency
+from benchmarks import engine, latency, scan
 
-ALL = {"engine": engine.main, "latency": latency.main}
+ALL = {"engine": engine.main, "latency": latency.main, "scan": scan.main}
 
 
 def main() -> None:
