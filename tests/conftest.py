@@ -27,8 +27,12 @@ def models_dir() -> Path:
     from mirror_realm_assets.weights.registry import MODELS
 
     folder = REPOSITORY / "build" / "models"
-    for spec in MODELS.values():
-        fetch(spec, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Tests run in several processes: one fetches, and none copies what another has half written.
+    with (folder.parent / "models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for spec in MODELS.values():
+            fetch(spec, folder)
     return folder
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import re
 import unicodedata
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -126,10 +127,11 @@ def _raise(number: int) -> None:
 
 
 def test_errors_cross_a_process_border_whole() -> None:
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    # Not a `Pool`, which ends its workers by SIGTERM and once waited for one for ever.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         for number, error in enumerate(ERRORS):
             with pytest.raises(type(error)) as caught:
-                pool.apply(_raise, (number,))
+                pool.submit(_raise, number).result()
             assert _facts(caught.value) == _facts(error)
 
 

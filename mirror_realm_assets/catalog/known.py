@@ -50,6 +50,46 @@ def in_order(catalog: Catalog, source_id: int) -> Iterator[KnownRow]:
         after = rows[-1][0]
 
 
+def in_folder(conn: sa.Connection, source_id: int, prefix: bytes) -> dict[bytes, KnownRow]:
+    """The known files that lie in a folder itself, by path.
+
+    Args:
+        conn: a connection.
+        source_id: the source.
+        prefix: of their paths: the folder's with a slash at the end, empty for the root.
+    """
+    rest = sa.func.substr(t.locations.c.path, len(prefix) + 1)
+    if conn.dialect.name == "postgresql":
+        slash = sa.func.position(sa.literal(b"/").op("IN")(rest))
+    else:
+        slash = sa.func.instr(rest, b"/")
+    return _rows(conn, _beneath(source_id, prefix), slash == 0)
+
+
+def beneath(conn: sa.Connection, source_id: int, prefix: bytes) -> dict[bytes, KnownRow]:
+    """The known files of a folder and all its folders, by path."""
+    return _rows(conn, _beneath(source_id, prefix))
+
+
+def missing(conn: sa.Connection, source_id: int) -> dict[bytes, KnownRow]:
+    """The files of a source that were not there once, by path."""
+    return _rows(conn, sa.and_(t.locations.c.source_id == source_id, t.locations.c.state == "missing"))
+
+
+def _beneath(source_id: int, prefix: bytes) -> sa.ColumnElement[bool]:
+    l = t.locations.c  # noqa: E741
+    if not prefix:
+        return l.source_id == source_id
+    # What follows a slash among bytes ends all paths that begin so.
+    return sa.and_(l.source_id == source_id, l.path >= prefix, l.path < prefix[:-1] + b"0")
+
+
+def _rows(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> dict[bytes, KnownRow]:
+    l = t.locations.c  # noqa: E741
+    query = sa.select(l.path, l.size, l.mtime_ns, l.state, l.generation, l.inode).where(*where)
+    return {bytes(row[0]): (bytes(row[0]), *row[1:]) for row in conn.execute(query)}
+
+
 def count(conn: sa.Connection, source_id: int, states: Sequence[str] = ("present", "unreadable")) -> int:
     """How many paths of a source are in one of these states."""
     l = t.locations.c  # noqa: E741 - l for location, as in the query's SQL

@@ -21,13 +21,15 @@ from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.ingest import scan
 from mirror_realm_assets.ingest.one_scan import OneScan, Scanned
 from mirror_realm_assets.ingest.originals import read_verified
-from mirror_realm_assets.ingest.scan import AWAY, Difference, Entry, Walk
+from mirror_realm_assets.ingest.scan import AWAY, Difference, Entry, Folder, Walk
 from mirror_realm_assets.installation import on_network
 from mirror_realm_assets.settings import Settings
 
 _MOVABLE = ("present", "missing", "unreadable")
 # Of rows that are journalled and not applied: later than any.
 _LAST = 2**62
+# How long folders that are as they were are not compared with the ledger.
+_COMPARE_SECONDS = 3600.0
 
 
 def own_folders(settings: Settings) -> set[tuple[int, int]]:
@@ -62,6 +64,10 @@ class FolderWatch:
         # What was journalled and may not be applied yet: size, mtime and state by path, and new paths by old ones.
         self._written: dict[bytes, tuple[int, int, str]] = {}
         self._moved: dict[bytes, bytes] = {}
+        # What the last walk saw, the generation that the ledger had then, and when all of it was compared.
+        self._folders: dict[bytes, Folder] = {}
+        self._generation = -1
+        self._compared_at = 0.0
         # On network drives inodes change with a mount and are used again.
         self._inodes_hold = not on_network(Path(os.fsdecode(source.root)))
 
@@ -118,18 +124,59 @@ class FolderWatch:
         return scan.look_at(self._source.root, path, self._source.policy.ignore, own, self._disk)
 
     def differences(self, walk: Walk) -> Iterator[Difference]:
-        """Where a walk differs from the ledger and from what was journalled and is not applied yet."""
+        """Where a walk differs from the ledger and from what was journalled and is not applied yet.
+
+        A folder that is as it was when it agreed with the ledger is only looked at, as long as nobody else writes about
+        this source, for an hour.
+        """
         self._refresh()  # a person may have confirmed deletions
         self._forget_applied()
-        rows = known.in_order(self._catalog, self._source.id)
-        for found in scan.differences(walk, rows, inodes=self._inodes_hold):
-            written = self._written.get(found.path)
-            if written is None:
-                yield found
-            elif found.entry is not None and written != (found.entry.size, found.entry.mtime_ns, "present"):
-                yield Difference(found.path, found.entry, (found.path, *written, _LAST, None))
-            elif found.entry is None and written[2] not in AWAY:
-                yield Difference(found.path, None, (found.path, *written, _LAST, None))
+        quick = self._folders and self._generation == self._source.scan_generation
+        if quick and time.monotonic() - self._compared_at < _COMPARE_SECONDS:
+            found = self._changes(walk)
+        else:
+            self._generation, self._compared_at = self._source.scan_generation, time.monotonic()
+            rows = known.in_order(self._catalog, self._source.id)
+            found = scan.differences(walk, rows, inodes=self._inodes_hold)
+        differing: set[bytes] = set()
+        for one in found:
+            differing.add(_prefix(one.path))
+            yield from self._beyond_what_was_written(one)
+        # What is journalled and not applied is not in the ledger that this was compared with.
+        self._remember(walk, differing | {_prefix(path) for path in self._written})
+
+    def _changes(self, walk: Walk) -> Iterator[Difference]:
+        told: set[bytes] = set()
+        for changed in walk.changes(self._folders):
+            with self._catalog.read() as conn:
+                rows = known.in_folder(conn, self._source.id, changed.prefix)
+                gone = [known.beneath(conn, self._source.id, folder) for folder in changed.gone]
+            for one in scan.differences_in(changed.entries, rows, inodes=self._inodes_hold):
+                told.add(one.path)
+                yield one
+            for row in (row for rows in gone for row in rows.values() if row[3] != "ignored"):
+                told.add(row[0])
+                yield Difference(row[0], None, row)
+        with self._catalog.read() as conn:
+            missing = known.missing(conn, self._source.id)
+        # They are in folders that are as they were; whether they are really gone is looked at once more.
+        yield from (Difference(path, None, row) for path, row in missing.items() if path not in told)
+
+    def _beyond_what_was_written(self, found: Difference) -> Iterator[Difference]:
+        written = self._written.get(found.path)
+        if written is None:
+            yield found
+        elif found.entry is not None and written != (found.entry.size, found.entry.mtime_ns, "present"):
+            yield Difference(found.path, found.entry, (found.path, *written, _LAST, None))
+        elif found.entry is None and written[2] not in AWAY:
+            yield Difference(found.path, None, (found.path, *written, _LAST, None))
+
+    def _remember(self, walk: Walk, differing: Iterable[bytes]) -> None:
+        """Keep what a complete walk saw; folders that differed are compared again."""
+        self._folders = walk.folders if walk.complete else {}
+        for prefix in differing:
+            if prefix in self._folders:
+                self._folders[prefix] = self._folders[prefix]._replace(fingerprint=scan.UNKNOWN)
 
     def moves(self, entries: Sequence[Entry]) -> dict[bytes, Sighting]:
         """Which of these new files are known under a path where nothing is any more."""
@@ -218,6 +265,8 @@ class FolderWatch:
         with self._catalog.write() as conn:
             if generation is None:
                 generation = sources.begin_scan(conn, self._source.id)
+                mine = generation == self._generation + 1
+                self._generation = generation if mine else -1  # somebody else writes too: the next scan compares all
             files.write_journal(conn, self._source.id, generation, sightings)
         for seen in sightings:
             self._written[seen.path] = (seen.size, seen.mtime_ns, STATE_OF[seen.kind])
@@ -273,3 +322,9 @@ class FolderWatch:
                 if not files.has_journal(conn, self._source.id):
                     self._written.clear()
                     self._moved.clear()
+
+
+def _prefix(path: bytes) -> bytes:
+    """The prefix of the folder in which a path lies."""
+    folder, _slash, _name = path.rpartition(b"/")
+    return folder + b"/" if folder else b""

@@ -109,6 +109,7 @@ class OneScan:
         self._report = Scanned()
         self._waited_for = folder.restless
         self._seen_again: set[bytes] = set()
+        self._taken_early: set[bytes] = set()  # between two folders, before the walk came to them again
         self._fresh: list[Entry] = []
         self._suspects: list[tuple[Entry, KnownRow]] = []
         self._resting: list[Sighting] = []
@@ -166,6 +167,7 @@ class OneScan:
             self._folder.forget([path])
         elif found := self._folder.resting(entry, at):
             self._resting.append(found)
+            self._taken_early.add(path)
 
     def _sort_out_fresh(self) -> None:
         """New files are taken if they are known by another path, and have to rest otherwise."""
@@ -203,6 +205,8 @@ class OneScan:
 
     def _consider(self, entry: Entry, kind: str = "seen") -> None:
         self._seen_again.add(entry.path)
+        if entry.path in self._taken_early:
+            return  # and if it has changed since, the next scan sees it
         if found := self._folder.resting(entry, self._clock(), kind):
             self._resting.append(found)
 

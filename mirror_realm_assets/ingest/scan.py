@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mirror_realm_assets.catalog.files import Sighting
@@ -33,8 +33,41 @@ class Entry(NamedTuple):
     device: int
 
 
+class Folder(NamedTuple):
+    """What a walk saw in one folder.
+
+    Attributes:
+        fingerprint: of all names and stats in it; `UNKNOWN` when it has to be looked at again.
+        files: regular files that are not ignored.
+        ignored: names that are.
+        folders: its folders, as prefixes of paths.
+        odd: links and the like, each with a reason code.
+    """
+
+    fingerprint: int
+    files: int
+    ignored: int
+    folders: tuple[bytes, ...]
+    odd: tuple[tuple[bytes, str], ...]
+
+
+UNKNOWN = -1
+"""Fingerprint of no folder: `hash` never returns it."""
+
+
+class Changed(NamedTuple):
+    """A folder that is not as it is remembered: its files, in order, and those of its folders that are gone."""
+
+    prefix: bytes
+    entries: list[Entry]
+    gone: tuple[bytes, ...]
+
+
 class Walk:
-    """One walk over all files beneath a folder, in the byte order of their paths; it is walked by iterating.
+    """One walk over all files beneath a folder.
+
+    Iterating yields every file in the byte order of whole paths; `changes` yields only folders that are not as they are
+    remembered. One or the other, once. A folder's prefix is its path with a slash at the end, empty for the root.
 
     Args:
         root: the folder.
@@ -48,10 +81,11 @@ class Walk:
 
     Attributes:
         identity: what the root is known by.
-        files: regular files that were yielded.
+        files: regular files that are there.
         odd: links, sockets, mounts and the like, each with a reason code.
         ignored: how many names were ignored by pattern.
         errors: folders or files that could not be looked at; with any, the walk is partial and proves no absence.
+        folders: what was seen in each folder, by prefix.
     """
 
     def __init__(
@@ -68,6 +102,7 @@ class Walk:
         self.odd: list[tuple[bytes, str]] = []
         self.ignored = 0
         self.errors: list[str] = []
+        self.folders: dict[bytes, Folder] = {}
         self._root = root.rstrip(b"/") or b"/"
         self._rules = Rules(patterns)
         self._own = frozenset(own)
@@ -80,57 +115,98 @@ class Walk:
         return not self.errors
 
     def __iter__(self) -> Iterator[Entry]:
-        stack = [iter(self._listed(b""))]
+        stack = [iter(self._sorted(b"", *self._read(b"")))]
         while stack:
             for path, entry in stack[-1]:
                 if entry is None:
                     self._on_folder(self)
-                    stack.append(iter(self._listed(path)))
+                    stack.append(iter(self._sorted(path, *self._read(path))))
                     break
-                self.files += 1
                 yield entry
             else:
                 stack.pop()
 
-    def _listed(self, prefix: bytes) -> list[tuple[bytes, Entry | None]]:
-        """Files and folders in a folder, in order; a folder's path ends with a slash, so that it sorts as its files."""
-        found: list[tuple[bytes, Entry | None]] = []
-        excluded = self._rules.exclude
+    def changes(self, remembered: Mapping[bytes, Folder]) -> Iterator[Changed]:
+        """Folders that differ from what an earlier walk saw; no file of the others is handled, only looked at."""
+        stack = [b""]
+        while stack:
+            prefix = stack.pop()
+            self._on_folder(self)
+            seen, fingerprint = self._read(prefix)
+            before = remembered.get(prefix)
+            if before is not None and before.fingerprint == fingerprint != UNKNOWN:
+                self._note(prefix, before)
+                stack.extend(before.folders)
+                continue
+            entries = [entry for _path, entry in self._sorted(prefix, seen, fingerprint) if entry is not None]
+            here = self.folders[prefix].folders
+            stack.extend(here)
+            gone = tuple(folder for folder in before.folders if folder not in here) if before else ()
+            yield Changed(prefix, entries, gone)
+
+    def _read(self, prefix: bytes) -> tuple[list[tuple[bytes, os.stat_result]], int]:
+        """Every name in a folder with its stat, and the fingerprint of all of them."""
+        seen: list[tuple[bytes, os.stat_result]] = []
+        parts: list[object] = []
+        add, note = seen.append, parts.append
+        whole = True
         try:
             with self._disk.scandir(b"%s/%s" % (self._root, prefix)) as listing:
                 for item in listing:
                     name = item.name
-                    path = prefix + name
-                    if excluded(name, path):
-                        self.ignored += 1
-                        continue
                     try:
-                        seen = item.stat(follow_symlinks=False)
+                        found = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # it went between listing and looking, as files do
                     except OSError as error:
                         self.errors.append(f"{error.strerror}")
+                        whole = False
                         continue
-                    mode = seen.st_mode
-                    if stat.S_ISREG(mode):
-                        entry = Entry(path, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_dev)
-                        found.append((path, entry))
-                    elif stat.S_ISDIR(mode):
-                        self._add_folder(found, path, seen)
-                    else:
-                        self.odd.append((path, _link_code(self._root, path) if stat.S_ISLNK(mode) else "not_regular"))
+                    add((name, found))
+                    note(name)
+                    note(found.st_mtime_ns)
+                    note(found.st_size)
+                    note(found.st_ino)
+                    note(found.st_mode)
         except OSError as error:
             self.errors.append(f"{error.strerror}")
+            whole = False
+        return seen, hash(tuple(parts)) if whole else UNKNOWN
+
+    def _sorted(
+        self, prefix: bytes, seen: list[tuple[bytes, os.stat_result]], fingerprint: int
+    ) -> list[tuple[bytes, Entry | None]]:
+        """Files and folders in a folder, in order; a folder's path ends with a slash, so that it sorts as its files."""
+        found: list[tuple[bytes, Entry | None]] = []
+        odd: list[tuple[bytes, str]] = []
+        excluded = self._rules.exclude
+        files = ignored = 0
+        for name, stats in seen:
+            path = prefix + name
+            mode = stats.st_mode
+            if excluded(name, path):
+                ignored += 1
+            elif stat.S_ISREG(mode):
+                files += 1
+                found.append((path, Entry(path, stats.st_size, stats.st_mtime_ns, stats.st_ino, stats.st_dev)))
+            elif not stat.S_ISDIR(mode):
+                odd.append((path, _link_code(self._root, path) if stat.S_ISLNK(mode) else "not_regular"))
+            elif (stats.st_dev, stats.st_ino) in self._own:
+                pass
+            elif stats.st_dev != self.identity["device"]:  # a mount: opening would refuse it too
+                odd.append((path, "outside_root"))
+            else:
+                found.append((path + b"/", None))
         found.sort(key=_path)
+        folders = tuple(path for path, entry in found if entry is None)
+        self._note(prefix, Folder(fingerprint, files, ignored, folders, tuple(odd)))
         return found
 
-    def _add_folder(self, found: list[tuple[bytes, Entry | None]], path: bytes, seen: os.stat_result) -> None:
-        if (seen.st_dev, seen.st_ino) in self._own:
-            return
-        if seen.st_dev != self.identity["device"]:  # a mount: opening would refuse it too
-            self.odd.append((path, "outside_root"))
-        else:
-            found.append((path + b"/", None))
+    def _note(self, prefix: bytes, folder: Folder) -> None:
+        self.folders[prefix] = folder
+        self.files += folder.files
+        self.ignored += folder.ignored
+        self.odd.extend(folder.odd)
 
 
 def _path(item: tuple[bytes, Entry | None]) -> bytes:
@@ -177,18 +253,30 @@ def differences(entries: Iterable[Entry], known: Iterable[KnownRow], *, inodes: 
         if row is None or row[0] != path:
             yield Difference(path, entry, None)
             continue
-        if (
-            row[1] != entry[1]
-            or row[2] != entry[2]
-            or row[3] in AWAY
-            or (inodes and row[5] is not None and row[5] != entry[3])
-        ):
+        if _differs(entry, row, inodes):
             yield Difference(path, entry, row)
         row = next(rows, None)
     while row is not None:
         if row[3] != "ignored":
             yield Difference(row[0], None, row)
         row = next(rows, None)
+
+
+def differences_in(entries: Iterable[Entry], known: Mapping[bytes, KnownRow], *, inodes: bool) -> Iterator[Difference]:
+    """As `differences`, of one folder; `known` are the rows of the files that lie in it."""
+    rows = dict(known)
+    for entry in entries:
+        row = rows.pop(entry.path, None)
+        if row is None or _differs(entry, row, inodes):
+            yield Difference(entry.path, entry, row)
+    for path, row in rows.items():
+        if row[3] != "ignored":
+            yield Difference(path, None, row)
+
+
+def _differs(entry: Entry, row: KnownRow, inodes: bool) -> bool:
+    other = row[1] != entry[1] or row[2] != entry[2] or row[3] in AWAY
+    return other or (inodes and row[5] is not None and row[5] != entry[3])
 
 
 def sighting(entry: Entry) -> Sighting:

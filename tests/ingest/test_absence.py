@@ -33,6 +33,8 @@ class Share:
     catalog: Catalog
     settings: Settings
     disk: FaultyDisk
+    lasting: bool = False
+    watcher: FolderWatch | None = None
 
     @property
     def source(self) -> Source:
@@ -49,10 +51,14 @@ class Share:
         return os.fsencode(self.folder / name)
 
     def scan(self, times: int = 1) -> Scanned:
-        """Scans by a watcher that begins anew, each applied to the ledger."""
+        """Scans by one watcher that remembers, or each by one that begins anew; each is applied to the ledger."""
         for _time in range(times):
-            found = FolderWatch(self.catalog, self.settings, self.source, self.disk).scan()
-            self.apply()
+            if self.watcher is None or not self.lasting:
+                self.watcher = FolderWatch(self.catalog, self.settings, self.source, self.disk)
+            try:
+                found = self.watcher.scan()
+            finally:
+                self.apply()
         return found
 
     def apply(self) -> None:
@@ -87,10 +93,11 @@ def new_share(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[[str],
         share.catalog.close()
 
 
-@pytest.fixture
-def share(new_share: Callable[[str], Share]) -> Share:
+@pytest.fixture(params=[False, True], ids=["anew", "lasting"])
+def share(new_share: Callable[[str], Share], request: pytest.FixtureRequest) -> Share:
     """Six files in three folders, known."""
     made = new_share("one")
+    made.lasting = request.param
     made.put("a.png", "b.png", "sub/c.png", "sub/d.png", "other/e.png", "other/f.png")
     made.scan(2)
     return made
@@ -270,6 +277,7 @@ def test_case_a1_no_fault_ever_deletes_a_file_that_is_there(new_share: Callable[
         rng = random.Random(f"{seed}/{variant}")  # noqa: S311
         share = new_share(str(variant))
         share.disk.rng = rng
+        share.lasting = rng.random() < 0.5
         share.put(*(f"{rng.choice(['', 'a/', 'a/b/', 'c/', 'd/'])}{n}.png" for n in range(25)))
         share.scan(2)
         for step in range(6):

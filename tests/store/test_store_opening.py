@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import secrets
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,10 @@ def _open(path: Path) -> str:
 
 
 def test_processes_that_open_a_new_store_at_once_agree(tmp_path: Path) -> None:
-    with processes.Pool(4) as pool:
+    # Not a `Pool`, which ends its workers by SIGTERM and once waited for one for ever.
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
         for n in range(5):
             path = tmp_path / str(n)
-            ids = pool.map(_open, [path] * 4, chunksize=1)
+            ids = list(pool.map(_open, [path] * 4, chunksize=1))
             assert set(ids) == {open_store(str(path), "mine").id}
             assert not list((path / "tmp").iterdir())
