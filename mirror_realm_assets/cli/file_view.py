@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"ok": "green", "empty": "green", "failed": "red", "refused": "yellow", "pending": "cyan", "running": "cyan"}
 _DIGITS = 12  # of a digest, where its whole is not wanted
+_RECIPE_DIGITS = 8
 _WORK = ("crashes", "next_attempt_at", "seconds", "model_digest", "run_id", "updated_at")
 
 
@@ -88,14 +89,16 @@ class Page:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        # With the names of our own models it fits into 80 columns.
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for title in ("feature", "status", "tries", "took", "when", "made by"):
             table.add_column(title, no_wrap=title != "made by", overflow="fold")
         for feature, value in self.body["features"].items():
             colour = _COLOURS.get(value["status"], "none")
             took = _took(value["seconds"])
             status = f"[{colour}]{value['status']}[/]"
-            table.add_row(feature, status, str(value["attempts"] or "-"), took, _time(value["updated_at"]), _by(value))
+            when = _time(value["updated_at"]).rpartition(":")[0] or "-"
+            table.add_row(feature, status, str(value["attempts"] or "-"), took, when, _by(value))
         return table
 
     def _past(self) -> Iterator[str]:
@@ -198,9 +201,9 @@ def _exif(taken_at: str | None, exif: dict[str, Any]) -> Iterator[str]:
 
 def _by(value: dict[str, Any]) -> str:
     output = value["output"] or {}
-    words = [str(output[name]) for name in ("model", "precision", "device") if output.get(name)]
-    recipe = f"recipe {value['recipe'][:_DIGITS]}" if value["recipe"] else ""
-    return safe(", ".join([*words, recipe] if recipe else words) or "-")
+    model, *rest = [str(output[name]) for name in ("model", "precision", "device") if output.get(name)] or [""]
+    recipe = f"recipe {value['recipe'][:_RECIPE_DIGITS]}" if value["recipe"] else ""
+    return safe("\n".join(line for line in (model, ", ".join(rest), recipe) if line) or "-")
 
 
 def _took(seconds: float | None) -> str:

@@ -12,6 +12,7 @@ import click
 
 from mirror_realm_assets.cli.library import opened
 from mirror_realm_assets.cli.output import emit, json_option, paths_json, safe, say, show
+from mirror_realm_assets.errors import SetupError
 
 if TYPE_CHECKING:
     from mirror_realm_assets.finding import Answer
@@ -38,6 +39,8 @@ def search(
     """Find pictures by words (TEXT) or by a picture (--like)."""
     words = text.strip() if text is not None else None
     question = _Question(_one_of(words, like), like, source, count)
+    if like is not None:
+        _require_file(like)
     with opened() as (settings, services):
         place = _require_place(settings, services, page) if page is not None else None
         answer = question.ask(settings, services)
@@ -63,6 +66,14 @@ def _one_of(words: str | None, like: Path | None) -> str | None:
             "or a picture: mirror-realm search --like FILE."
         )
     return words
+
+
+def _require_file(path: Path) -> None:
+    """Said of a path that somebody typed; what may happen to a file later is said by whoever reads it."""
+    if not path.expanduser().exists():
+        raise SetupError("not_found", f"There is no file {path}.", remedy="Check its path.")
+    if path.expanduser().is_dir():
+        raise SetupError("invalid_argument", f"{path} is a folder.", remedy="Give one picture.")
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def _write_page(services: Services, place: Path, question: _Question, answer: An
 
 
 def _show(answer: Answer) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mirror_realm_assets.showing.page import KINDS
 
@@ -122,7 +133,8 @@ def _show(answer: Answer) -> None:
         return
     models = ", ".join(sorted({hit.model for hit in answer.hits}))
     title = safe(f"{name.capitalize()}, model {models}")
-    table = Table("rank", "score", "source", "picture", title=title, title_justify="left")
+    # A path that is cut off cannot be copied.
+    table = Table("rank", "score", "source", Column("picture", overflow="fold"), title=title, title_justify="left")
     for hit in answer.hits:
         path = paths_json(hit.paths[:1])["paths"][0] if hit.paths else "-"
         table.add_row(str(hit.rank), f"{hit.score:.3f}", safe(hit.source), safe(path))

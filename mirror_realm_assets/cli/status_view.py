@@ -6,7 +6,7 @@ and counting (`catalog.status`, `catalog.progress`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,27 +133,24 @@ def screen(found: Reading) -> RenderableType:
 
     if not found.sources:
         return Text("There are no sources yet: mirror-realm sources add NAME --folder PATH")
-    return Group(_table(found), *[Text.from_markup(line, emoji=False) for line in _lines(found)])
+    shown = [column for column in _COLUMNS if column in _ALWAYS or _total(found, column)]
+    tables = [_table(name, counts, shown) for name, counts in found.sources.items()]
+    return Group(*tables, *[Text.from_markup(line, emoji=False) for line in _lines(found)])
 
 
-def _table(found: Reading) -> Table:
+def _table(name: str, counts: SourceStatus, shown: Sequence[str]) -> Table:
+    """The counts of one source, in 80 columns too."""
     from rich import box
     from rich.table import Table
 
-    shown = [column for column in _COLUMNS if column in _ALWAYS or _total(found, column)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("source", overflow="fold")
-    table.add_column("feature", no_wrap=True)
+    formed = f"{counts.batches} batch{'' if counts.batches == 1 else 'es'}"
+    title = f"[bold]{safe(name)}[/]  {counts.files} files, {human_bytes(counts.bytes)}, {formed}"
+    table = Table(title=title, title_justify="left", title_style="none", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("feature", no_wrap=True, min_width=15)
     for column in shown:
-        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
-    for name, counts in found.sources.items():
-        formed = f"{counts.batches} batch{'' if counts.batches == 1 else 'es'}"
-        beside = iter((safe(name), f"{counts.files} files", human_bytes(counts.bytes), formed))
-        for feature, values in counts.features.items():
-            table.add_row(next(beside, ""), feature, *[_cell(column, values[column]) for column in shown])
-        for rest in beside:
-            table.add_row(rest)
-        table.add_section()
+        table.add_column(column.replace("_", " "), justify="right", no_wrap=True, min_width=7)
+    for feature, values in counts.features.items():
+        table.add_row(feature, *[_cell(column, values[column]) for column in shown])
     return table
 
 
@@ -183,7 +180,8 @@ def _of_source(found: Reading, name: str, counts: SourceStatus) -> Iterator[str]
             f"(mirror-realm sources resume {safe(name)})"
         )
     index = counts.index
-    words = f"index: {index['vectors']} vectors in {index['segments']} segments, model {safe(index['model'] or '-')}"
+    segments = f"{index['segments']} segment{'' if index['segments'] == 1 else 's'}"
+    words = f"index: {index['vectors']} vectors in {segments}, model {safe(index['model'] or '-')}"
     dead = f", {index['tombstones']} deleted" if index["tombstones"] else ""
     recall = f", recall {index['recall_at_10']:.2f}" if index["recall_at_10"] is not None else ""
     yield words + dead + recall

@@ -54,7 +54,18 @@ def translate(text: str) -> Translation:
         else:
             unknown.append(strange)
         end = piece.end
-    return Translation(" ".join(filter(None, english)), tuple(dict.fromkeys(unknown)))
+    said = [words for words in english if words]
+    chosen = [_among(words, alone=len(said) == 1) for words in said]
+    return Translation(" ".join(chosen), tuple(dict.fromkeys(unknown)))
+
+
+def _among(words: str, *, alone: bool) -> str:
+    """English of a table's row: what stands before a semicolon is for a word among others, what follows for one alone.
+
+    "Woman" has no label, so alone it has to be led to what women wear; in "a woman with a hat" that would hide the hat.
+    """
+    among, semicolon, by_itself = words.partition(";")
+    return by_itself if semicolon and alone else among
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from cli_home import HOSTILE, Home, run, run_json, run_lines
+from click.testing import CliRunner
 from lab import Lab
 
 from mirror_realm_assets.catalog import progress, sources
@@ -26,6 +27,7 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.files import location_failed
 from mirror_realm_assets.catalog.listing import FileRow
 from mirror_realm_assets.cli import look
+from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.file_table import columns, write
 from mirror_realm_assets.ingest.watch import FolderWatch
 from mirror_realm_assets.pipeline import standard_stages
@@ -370,9 +372,23 @@ def test_an_unknown_file_is_an_error(home: Home) -> None:
         assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", [("status",), ("files",), ("search", "--like", "x.png")])
+@pytest.mark.parametrize("command", [("status",), ("files",), ("search", "--like", __file__)])
 def test_an_unknown_source_is_an_error(home: Home, command: tuple[str, ...]) -> None:
     result = run(*command, "--source", "nobody")
     assert result.exit_code == 1
     assert "There is no source 'nobody'." in result.stderr
     assert result.stdout == ""
+
+
+def test_the_counts_fit_into_80_columns(home: Home) -> None:
+    home.lab.picture("a.png")
+    home.put(b"words.jpg")
+    home.read()
+    text = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["status"]).stdout
+    (title,) = [line for line in text.splitlines() if line.strip().startswith("demo  ")]
+    assert "2 files" in title
+    assert "1 batch" in title
+    for feature in FEATURES:
+        assert any(line.split()[:1] == [feature] for line in text.splitlines()), text
+    counted, _colon, _words = text.partition("demo: ")
+    assert max(map(len, counted.splitlines())) <= 80

@@ -118,3 +118,10 @@ def test_by_picture_and_by_words_for_scripts_people_and_as_a_page(library: Home,
     assert best["search"] == "label"
     assert best["paths"] == [str(asked)]
     assert result.stderr.strip(), "what the words were taken for is said on stderr"
+
+
+def test_a_path_that_leads_to_no_file_is_said_of_the_path(home: Home, tmp_path: Path) -> None:
+    result = run("search", "--like", str(tmp_path / "nowhere.jpg"))
+    assert result.exit_code == 1
+    assert f"There is no file {tmp_path / 'nowhere.jpg'}" in " ".join(result.stderr.split()).replace(" ", " ")
+    assert "is a folder" in run("search", "--like", str(tmp_path)).stderr

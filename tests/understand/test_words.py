@@ -87,6 +87,10 @@ def test_traditional_characters_lead_to_simplified_ones_that_need_no_further_ste
         ("一只小猫在沙发上睡觉", "kitten sofa sleeping"),
         ("马克杯里的热饮", "coffee mug hot drink, coffee or tea"),
         ("红色car", "red car"),
+        ("女人", "woman, woman in a gown"),
+        ("一个女人的照片", "woman, woman in a gown"),
+        ("戴帽子的女人", "wearing hat woman"),  # what she wears is said
+        ("男人和狗", "man dog"),
         ("我的CD播放器", "CD player"),
         ("墙上的钟，早餐", "wall clock breakfast"),
         ("小貓", "kitten"),
