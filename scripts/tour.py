@@ -212,7 +212,7 @@ class Tour:
         began = time.monotonic()
         teller.stage(6, "They are enhanced, by Real-ESRGAN")
         if not progress(found, "enhanced_images")[2]:
-            teller.look(f"{self.url}/automation", "the sensors: what asks for runs, and when it looked last")
+            teller.look(f"{self.url}/automation", "the sensors: what asks for the runs")
             teller.fact("Until then search works already: the search lane never waits for enhancement.")
         found = self._wait("enhancing", "enhanced_images")
         self._say_done(f"{found.features['enhanced_images']['ok']} photos are enhanced", time.monotonic() - began)
@@ -314,6 +314,7 @@ class Tour:
         say(f"    {_safe(command)} status --watch")
         say(f'    {_safe(command)} search "{results.WORDS}" --html found.html')
         say(f"    {_safe(command)} doctor")
+        say("  A quarter of an hour with your own photos, step by step: docs/tutorial/your-own-photos.md")
         say()
         say(f"[bold]The service goes on at {_safe(self.url)} until Ctrl-C.[/] What happens is told here:")
 

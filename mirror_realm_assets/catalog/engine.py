@@ -27,6 +27,9 @@ _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 _MIGRATION_LOCK = 7266301
 _PLACES_LOCK = 7266302
 
+HEAD = "0002"
+"""The newest revision of the schema; asking Alembic would cost every command a fifth of a second."""
+
 
 class Catalog:
     """The ledger's database, on SQLite or PostgreSQL.
@@ -109,6 +112,26 @@ class Catalog:
         if found is None:
             raise SetupError("not_initialised", f"There is no catalog at {self.url.render_as_string()}.")
         return str(found)
+
+    def require_current(self) -> None:
+        """Make sure that the schema is the one that this version works with.
+
+        Raises:
+            SetupError: `not_initialised` for an older one, which `mirror-realm init` brings up to date;
+                `catalog_failed` for one of a newer version.
+        """
+        with self.read() as conn:
+            found = conn.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+        if found == HEAD:
+            return
+        where = self.url.render_as_string()
+        if found is None or found < HEAD:
+            raise SetupError("not_initialised", f"The catalog at {where} is of an older version.")
+        raise SetupError(
+            "catalog_failed",
+            f"The catalog at {where} was made by a newer version.",
+            remedy="Install the newer Mirror Realm that made it.",
+        )
 
     def _is_missing(self, error: sa.exc.DBAPIError) -> bool:
         if self.is_sqlite:

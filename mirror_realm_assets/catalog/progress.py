@@ -24,6 +24,7 @@ WINDOW = timedelta(minutes=10)
 # Of the newest results; with more of them the last ten minutes were busy enough to tell a speed from fewer.
 _RESULTS = 2000
 _MIN_RESULTS = 2
+_MIN_SECONDS = 2.0
 _IDLE_SECONDS = 120.0
 
 
@@ -95,16 +96,18 @@ def speeds(conn: sa.Connection) -> dict[str, float | None]:
 def speed(ended: Sequence[tuple[datetime, float]], at: datetime) -> float | None:
     """Results a second, from the times at which they were recorded and the seconds that each took.
 
-    None when that says nothing about now: too few results, or nothing for longer than two minutes and than the work
-    before that took.
+    None when that says nothing about now: too few results, in too short a time, or nothing for longer than two minutes
+    and than the work before that took.
     """
     if len(ended) < _MIN_RESULTS:
         return None
     first, first_seconds = min(ended)
     last, _seconds = max(ended)
     worked = (last - first).total_seconds() + first_seconds
+    if worked < _MIN_SECONDS:
+        return None  # one batch that was recorded at once: its start, which took most of the time, is not in it
     idle = (at - last).total_seconds()
-    return len(ended) / max(worked, 0.001) if idle <= max(worked, _IDLE_SECONDS) else None
+    return len(ended) / worked if idle <= max(worked, _IDLE_SECONDS) else None
 
 
 def seconds_left(

@@ -191,6 +191,10 @@ def set_swept(conn: sa.Connection, source_id: int, recipes: Mapping[str, Any]) -
     conn.execute(t.sources.update().where(t.sources.c.id == source_id).values(swept_recipes=dict(recipes)))
 
 
+NOT_PUBLISHED = "The last index run has not published yet."
+"""What stands for the error of an index run that has been asked for; it is no failure unless it stays."""
+
+
 def index_failed(conn: sa.Connection, source_id: int, error: str) -> None:
     """An index run failed: the next one waits twice as long, at most 15 minutes."""
     attempts = conn.execute(sa.select(t.sources.c.index_attempts).where(t.sources.c.id == source_id)).scalar_one()

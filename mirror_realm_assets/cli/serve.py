@@ -136,7 +136,7 @@ def _words(counts: SourceStatus) -> str:
     parts = [
         f"{counts.files} files in {counts.batches} {'batch' if counts.batches == 1 else 'batches'}",
         f"{embedded['ok']} searchable",
-        f"{enhanced['ok']} of {wanted} enhanced",
+        f"{enhanced['ok']} of {wanted} enhanced" if wanted else "none to be enhanced",
         f"{counts.index['vectors']} in the index",
     ]
     refused = raw["refused"]

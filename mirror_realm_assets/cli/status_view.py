@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mirror_realm_assets.catalog.progress import Failure, Running
+    from mirror_realm_assets.catalog.sources import Source
     from mirror_realm_assets.catalog.status import SourceStatus
     from mirror_realm_assets.settings import Settings
     from mirror_realm_assets.stages.services import Services
@@ -39,6 +40,8 @@ class Reading:
         running: what workers have in hand.
         failures: the newest failure of each source that has one.
         index_errors: why the last index run of a source failed.
+        unscanned: sources that were never scanned whole.
+        held: deletions of a source that wait for a person.
         free_bytes: on the store's disk, if that can be told.
         low_space_bytes: below it, enhancement rests.
         supervised: whether `mirror-realm up` runs on this home.
@@ -50,6 +53,8 @@ class Reading:
     running: list[Running]
     failures: dict[str, Failure]
     index_errors: dict[str, str]
+    unscanned: set[str]
+    held: dict[str, int]
     free_bytes: int | None
     low_space_bytes: int
     supervised: bool
@@ -110,11 +115,21 @@ def read(settings: Settings, services: Services, only: str | None) -> Reading:
             rates=progress.speeds(conn),
             running=[each for each in progress.running(conn) if only in (None, each.source)],
             failures={name: failure for name, failure in failures.items() if failure is not None},
-            index_errors={source.name: source.index_error for source in chosen if source.index_error},
+            index_errors={source.name: str(source.index_error) for source in chosen if _index_failed(source)},
+            unscanned={source.name for source in chosen if source.scanned_at is None},
+            held={source.name: source.held_deletions for source in chosen if source.held_deletions},
             free_bytes=services.store.free_bytes(),
             low_space_bytes=settings.low_space_bytes,
             supervised=_is_supervised(settings),
         )
+
+
+def _index_failed(source: Source) -> bool:
+    """An index run that was asked for is no failure; one that has been asked for twice has gone wrong before."""
+    from mirror_realm_assets.catalog.sources import NOT_PUBLISHED
+
+    asked_for = source.index_error == NOT_PUBLISHED and source.index_attempts <= 1
+    return source.index_error is not None and not asked_for
 
 
 def _is_supervised(settings: Settings) -> bool:
@@ -185,6 +200,13 @@ def _of_source(found: Reading, name: str, counts: SourceStatus) -> Iterator[str]
     dead = f", {index['tombstones']} deleted" if index["tombstones"] else ""
     recall = f", recall {index['recall_at_10']:.2f}" if index["recall_at_10"] is not None else ""
     yield words + dead + recall
+    if name in found.unscanned:
+        yield "not scanned yet"
+    if name in found.held:
+        yield (
+            f"[yellow]{found.held[name]} files are not there, too many to be deleted by themselves:[/] if they are "
+            f"really gone, mirror-realm sources confirm-deletions {safe(name)}"
+        )
     odd = [f"{n} {state}" for state, n in counts.locations.items() if state != "present"]
     if odd:
         yield f"places: {counts.locations.get('present', 0)} present, {', '.join(odd)}"

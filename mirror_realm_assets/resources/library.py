@@ -31,7 +31,9 @@ def open_services(settings: Settings) -> Services:
         if settings not in _open:
             installation.require(settings)
             catalog = Catalog(settings.catalog_url)
-            store = open_store(settings.store_url, catalog.uuid())
+            identity = catalog.uuid()
+            catalog.require_current()
+            store = open_store(settings.store_url, identity)
             _open[settings] = Services(settings, catalog, store)
         return _open[settings]
 

@@ -50,7 +50,7 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             return dg.SkipReason("; ".join(waiting) or "No index run is due.")
         with services.catalog.write() as conn:
             for source in due:
-                sources.index_failed(conn, source.id, "The last index run has not published yet.")
+                sources.index_failed(conn, source.id, sources.NOT_PUBLISHED)
         new = [s.name for s in due if not context.instance.has_dynamic_partition("data_source", s.name)]
         return dg.SensorResult(
             run_requests=[

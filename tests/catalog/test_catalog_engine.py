@@ -11,10 +11,11 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from postgres import Server
 
 from mirror_realm_assets.catalog import tables as t
-from mirror_realm_assets.catalog.engine import Catalog, now
+from mirror_realm_assets.catalog.engine import HEAD, Catalog, alembic_config, now
 from mirror_realm_assets.errors import SetupError
 
 
@@ -113,3 +114,23 @@ def test_a_failed_transaction_leaves_nothing(catalog: Catalog) -> None:
         raise RuntimeError
     with catalog.read() as conn:
         assert conn.execute(sa.select(t.users.c.id).where(t.users.c.name == "ann")).first() is None
+
+
+def test_a_catalog_of_another_version_is_named_with_what_to_do(catalog: Catalog) -> None:
+    catalog.require_current()
+    with catalog.write() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(SetupError, match="older version") as older:
+        catalog.require_current()
+    assert "mirror-realm init" in older.value.remedy
+    with catalog.write() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SetupError, match="newer version") as newer:
+        catalog.require_current()
+    assert "Install the newer" in newer.value.remedy
+    with catalog.write() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = :head"), {"head": HEAD})
+
+
+def test_the_newest_revision_is_the_one_that_is_asked_for() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == HEAD
