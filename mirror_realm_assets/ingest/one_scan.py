@@ -257,6 +257,8 @@ class OneScan:
         if not same and not may_be_same(recorded, walk.identity):
             return False
         sample = self._folder.sample(_SAMPLE)
+        if same and len(sample) < _SAMPLE:
+            return True  # all files of a small folder may well be renamed or replaced
         there = sum(self._is_as_it_was(path, old.size, old.mtime_ns) for path, old in sample.items())
         return not sample or (there >= 1 if same else there >= _SAMPLE_SHARE * len(sample))
 

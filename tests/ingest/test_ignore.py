@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror_realm_assets.ingest.ignore import DEFAULT_PATTERNS, ignored
+from mirror_realm_assets.ingest.ignore import DEFAULT_PATTERNS, Rules, ignored
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,24 @@ def test_any_name_has_an_answer_and_adding_a_hidden_folder_ignores_it(path):
     ignored(path, DEFAULT_PATTERNS)
     assert ignored(b".hidden/" + path) is not None
     os.fsdecode(path)
+
+
+_NAME = st.text(st.sampled_from("aAé.~$_@#-*[?DSthumbspart"), min_size=1, max_size=12).filter(
+    lambda name: name not in (".", "..")
+)
+_PATTERN = st.sampled_from(["*.gif", "raw", "a*", "[ab]?", "é*", "a/b*", "*/raw/*", "", "/", "A.*"])
+
+
+@given(folders=st.lists(_NAME, max_size=2), name=_NAME, patterns=st.lists(_PATTERN, max_size=3))
+def test_a_walk_s_rules_say_what_the_reasons_say(folders: list[str], name: str, patterns: list[str]) -> None:
+    above = "/".join(folders)
+    if above and ignored(above.encode(), patterns):
+        return  # a walk does not come there
+    path = f"{above}/{name}" if above else name
+    assert Rules(patterns).exclude(name.encode(), path.encode()) == bool(ignored(path.encode(), patterns))
+
+
+@pytest.mark.parametrize("name", [pattern.replace("*", "x") for pattern in DEFAULT_PATTERNS])
+def test_every_built_in_pattern_is_a_rule_of_a_walk(name: str) -> None:
+    assert Rules().exclude(name.encode(), name.encode())
+    assert Rules().exclude(name.upper().encode(), name.upper().encode())
