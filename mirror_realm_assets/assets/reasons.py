@@ -15,6 +15,8 @@ from mirror_realm_assets.errors import REASONS
 _MAX_ROWS = 20
 # An absolute path at the beginning of a word. A key of the store and a mime type have their slash inside.
 _PATH = re.compile(r"(?:^|[\s'\"`(\[{=<:,])(?:~?[/\\]|[A-Za-z]:\\)[^\s/]")
+# What a decoder says of one file only, so that files with one fault stand in one row.
+_OF_ONE_FILE = re.compile(r"\s*\(\d+ bytes not processed\)")
 _SCHEMA = dg.TableSchema(
     columns=[
         dg.TableColumn("status", description="refused: the file's fault; failed: ours or the machine's"),
@@ -50,7 +52,7 @@ def words_of(code: str, reason: str) -> str:
     """A reason for people, without a path and as text that is no markup; the code's own words when there is none."""
     if not reason or _PATH.search(reason):
         return code.replace("_", " ").capitalize() + "."
-    return plain(reason)
+    return plain(_OF_ONE_FILE.sub("", reason))
 
 
 def plain(text: str) -> str:

@@ -54,3 +54,9 @@ def test_reasons_that_differ_in_their_paths_alone_are_one_row() -> None:
     refusals = [(("failed", "disk_full", f"No space left for /mnt/{n}."), 2) for n in range(30)]
     (record,) = refusals_table(refusals).records
     assert record.data["files"] == 60
+
+
+def test_files_with_one_fault_stand_in_one_row_though_the_decoder_counts_their_bytes() -> None:
+    reasons = [f"Its end is missing: image file is truncated{end}" for end in ("", " (8 bytes not processed)")]
+    (record,) = refusals_table([(("refused", "truncated", reason), 2) for reason in reasons]).records
+    assert (record.data["files"], record.data["reason"]) == (4, reasons[0])
