@@ -20,6 +20,7 @@ from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.sensors.index import index_sensor
 from mirror_realm_assets.sensors.lanes import batch_sensor, enhance_sensor
+from mirror_realm_assets.sensors.prune import prune_sensor
 from mirror_realm_assets.sensors.reconcile import reconcile_sensor
 from mirror_realm_assets.settings import Settings
 
@@ -63,6 +64,7 @@ def build_defs(
             enhance_sensor(enhance, stages),
             index_sensor(index, stages),
             reconcile_sensor,
+            prune_sensor,
         ],
         resources={"library": LibraryResource(), **(resource_overrides or {})},
         # Steps of a run share one process: torch is imported once, and models stay loaded from step to step.

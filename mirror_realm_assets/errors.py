@@ -141,7 +141,7 @@ REASONS: dict[str, Reason] = _reasons(
     ("empty_file", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, True, "Copy the file again; it has 0 bytes."),
     ("truncated", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, True, "Copy the file again; its end is missing."),
     ("corrupt", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, True, "Restore the file from a good copy."),
-    ("unsupported", _E.INVALID_ARGUMENT, _B.UNSUPPORTED_FILE_TYPE, True, "Convert it to a supported picture format."),
+    ("unsupported", _E.INVALID_ARGUMENT, _B.UNSUPPORTED_FILE_TYPE, True, "Convert it to a supported format."),
     ("too_many_pixels", _E.INVALID_ARGUMENT, _B.QUOTA_EXCEEDED, True, "Raise MIRROR_REALM_MAX_PIXELS."),
     ("too_many_frames", _E.INVALID_ARGUMENT, _B.QUOTA_EXCEEDED, True, "Raise MIRROR_REALM_MAX_FRAMES."),
     ("too_many_bytes", _E.INVALID_ARGUMENT, _B.QUOTA_EXCEEDED, True, "Raise MIRROR_REALM_MAX_FILE_BYTES."),

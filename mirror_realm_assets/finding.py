@@ -100,7 +100,7 @@ def find_like(
     folder, name = os.fsencode(path.parent), os.fsencode(path.name)
     with read_original(folder, name, max_bytes=settings.max_file_bytes) as original:
         decoded = decoder(services).proxy(original.fd, long_side=settings.proxy_long_side)
-    image = decode_proxy(decoded.proxy)
+    image = decode_proxy(decoded.first.proxy)
 
     def query(group: _Group) -> _Query:
         return _Query(embedder(services, group.model).embed([image])[0], "like")

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     threads: int = Field(default=2, ge=1, description="Threads of one model; more than the cores slows everything.")
 
     # Limits of one file. Raising one re-evaluates what it refused.
-    max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
+    max_file_bytes: int = Field(default=16 * _GIB, gt=0)
     max_pixels: int = Field(default=500_000_000, gt=0)
     max_frames: int = Field(default=10_000, gt=0)
     decode_seconds: float = Field(default=60.0, gt=0)
@@ -61,6 +61,15 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(default=1.0, gt=0, description="Pause between two polls of a watched folder.")
     quiet_seconds: float = Field(default=2.0, ge=0, description="A file rests this long before it is taken.")
     slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")
+
+    # Live partition keys of batches; Dagster's UI and automation suffer from about 10,000.
+    prune_above: int = Field(
+        default=9000, ge=1, le=100_000, description="With more live batches the oldest finished ones are retired."
+    )
+    prune_to: int = Field(default=8000, ge=0, le=100_000, description="How many batches are left live then.")
+    prune_grace_seconds: float = Field(
+        default=3600.0, ge=0, description="A batch stays live so long after it was finished or run."
+    )
 
     # Leases and heartbeats.
     lease_seconds: float = Field(default=60.0, gt=0)

@@ -90,7 +90,7 @@ def test_gpu_stages_carry_their_tags_and_pools(defs: dg.Definitions) -> None:
 
 def test_sensors_run_by_default_and_tick_fast(defs: dg.Definitions) -> None:
     sensors = {sensor.name: sensor for sensor in defs.sensors or []}
-    assert set(sensors) == {"batch_sensor", "enhance_sensor", "index_sensor", "reconciler"}
+    assert set(sensors) == {"batch_sensor", "enhance_sensor", "index_sensor", "reconciler", "pruner"}
     assert all(s.default_status is dg.DefaultSensorStatus.RUNNING for s in sensors.values())  # type: ignore[union-attr]
     assert sensors["batch_sensor"].minimum_interval_seconds == 1  # type: ignore[union-attr]
 

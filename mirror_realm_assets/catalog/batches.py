@@ -224,6 +224,7 @@ def pending(
         .join(t.sources, t.sources.c.id == t.batches.c.source_id)
         .outerjoin(lanes, sa.and_(lanes.c.batch_id == t.batches.c.id, lanes.c.lane == lane))
         .outerjoin(t.leases, t.leases.c.name == lease_name_sql(lane))
+        .where(t.batches.c.retired_at.is_(None))  # it has no open items; should it have any, its key must not return
         .order_by(t.batches.c.priority.desc(), t.batches.c.id)
     )
     if active_only:

@@ -293,6 +293,7 @@ def history(conn: sa.Connection, media_uuid: str | None, location_ids: Sequence[
             t.batches.c.key,
             t.batches.c.kind,
             t.batches.c.created_at,
+            t.batches.c.retired_at,
             t.batch_items.c.feature,
             t.batch_items.c.outcome,
             t.batch_items.c.code,
@@ -307,7 +308,7 @@ def history(conn: sa.Connection, media_uuid: str | None, location_ids: Sequence[
     for row in rows:
         batch = by_batch.setdefault(
             row["id"],
-            {"key": row["key"], "kind": row["kind"], "created_at": row["created_at"], "items": [], "runs": []},
+            {name: row[name] for name in ("key", "kind", "created_at", "retired_at")} | {"items": [], "runs": []},
         )
         batch["items"].append({k: row[k] for k in ("feature", "outcome", "code", "crashes", "settled_at")})
     for run in conn.execute(sa.select(t.batch_runs).where(t.batch_runs.c.batch_id.in_(by_batch))).mappings():

@@ -96,6 +96,9 @@ def _content(conn: sa.Connection, found: Identified) -> int:
         conn.execute(t.contents.update().where(t.contents.c.id == content_id).values(**values))
     for part in found.parts:
         _part(conn, content_id, part)
+    if found.parts:  # a newer reading may find fewer scenes in a film
+        mine = t.parts.c.content_id == content_id
+        conn.execute(t.parts.delete().where(mine, t.parts.c.part >= len(found.parts)))
     return int(content_id)
 
 

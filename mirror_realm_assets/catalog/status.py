@@ -169,7 +169,10 @@ def _parts(
         sa.select(
             *_recorded(t.features),
             *[column.label(f"raw_{column.name}") for column in _recorded(raw)],
-            (pixels > (limit if limit is not None else _NO_LIMIT)).label("too_large"),
+            sa.or_(
+                pixels > (limit if limit is not None else _NO_LIMIT),
+                sa.and_(sa.literal(rule.stills_only), t.parts.c.kind != "still"),
+            ).label("left_out"),
         )
         .select_from(t.media)
         .join(t.contents, t.contents.c.id == t.media.c.content_id)
@@ -183,10 +186,10 @@ def _parts(
     )
     counts: Counter[str] = Counter()
     for row in conn.execute(sa.select(*each.c, sa.func.count()).group_by(*each.c)):
-        own, read, too_large, count = row[:3], row[3:6], row[6], row[7]
+        own, read, left_out, count = row[:3], row[3:6], row[6], row[7]
         if own[0] is None and _told(read, limits) in ("refused", "failed"):
             continue
-        counts["not_wanted" if recipe is None or too_large else _told(own, limits)] += count
+        counts["not_wanted" if recipe is None or left_out else _told(own, limits)] += count
     return counts
 
 

@@ -256,8 +256,15 @@ batches = sa.Table(
     sa.Column("bytes", BigInt, nullable=False),
     sa.Column("estimate_seconds", sa.Float, nullable=False),
     _time("created_at", null=False),
+    _time("finished_at"),  # when its last item was settled; written down some time after that
     _time("retired_at"),  # its partition key was pruned; the row stays for `file` and history
     sa.UniqueConstraint("source_id", "seq"),
+    sa.Index(
+        "ix_batches_finished",
+        "finished_at",
+        sqlite_where=sa.text("retired_at IS NULL"),
+        postgresql_where=sa.text("retired_at IS NULL"),
+    ),
     _one_of("kind", "ingest", "retry", "recompute", "request", "workflow"),
 )
 

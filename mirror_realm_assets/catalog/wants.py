@@ -74,12 +74,14 @@ class Rule:
         needs: features that must be `ok` or `empty` before.
         recipe: the recipe under a policy, or None when the policy does not want the feature.
         max_pixels: the largest picture that the policy wants it for, or None for any.
+        stills_only: whether it is of stills alone, and neither of frames of videos nor of pages.
     """
 
     feature: str
     needs: tuple[str, ...]
     recipe: Callable[[SourcePolicy], Recipe | None]
     max_pixels: Callable[[SourcePolicy], int | None] = lambda _policy: None
+    stills_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def wanted(rules: Sequence[Rule], policy: SourcePolicy, facts: PartFacts | None)
         limit = rule.max_pixels(policy)
         if recipe and facts and limit is not None and facts.pixels > limit:
             recipe, reason = None, f"more than {limit} pixels"
+        if recipe and facts and rule.stills_only and facts.kind != "still":
+            recipe, reason = None, f"of stills alone, and this is a {facts.kind}"
         wants[rule.feature] = Want(rule.feature, rule.needs, recipe, reason)
     return wants
 

@@ -112,7 +112,9 @@ class Page:
         for batch in self.body["batches"]:
             # Once: a file at two places stands in a batch twice.
             outcomes = dict.fromkeys(f"{item['feature']}={item['outcome'] or 'open'}" for item in batch["items"])
-            yield f"batch {safe(batch['key'])} ({batch['kind']}, {_time(batch['created_at'])}): {' '.join(outcomes)}"
+            retired = ", retired" if batch["retired_at"] else ""  # its partition is not in the UI any more
+            facts = f"{batch['kind']}, {_time(batch['created_at'])}{retired}"
+            yield f"batch {safe(batch['key'])} ({facts}): {' '.join(outcomes)}"
             for run in batch["runs"]:
                 yield f"  {run['lane']} run {_time(run['started_at'])}: {run['url']}"
 

@@ -137,7 +137,9 @@ def _show(answer: Answer) -> None:
     table = Table("rank", "score", "source", Column("picture", overflow="fold"), title=title, title_justify="left")
     for hit in answer.hits:
         path = paths_json(hit.paths[:1])["paths"][0] if hit.paths else "-"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", safe(hit.source), safe(path))
+        table.add_row(
+            str(hit.rank), f"{hit.score:.3f}", safe(hit.source), safe(path + (f" ({hit.within})" if hit.within else ""))
+        )
     show(table)
 
 

@@ -50,6 +50,7 @@ def enhanced_images_stage(precision: str) -> Stage:
         recipe=recipe,
         run=run,
         max_pixels=lambda policy: policy.enhance_max_pixels,
+        stills_only=True,
         resource="gpu",
         pool="enhance",
         group="enhancement",

@@ -50,7 +50,7 @@ class Decoder:
     def __init__(self, *, seconds: float, memory_bytes: int, max_pixels: int, max_frames: int) -> None:
         self._seconds = seconds
         self._max_pixels = max_pixels
-        self._limits = {"max_pixels": max_pixels, "max_frames": max_frames}
+        self._limits = {"max_pixels": max_pixels, "max_frames": max_frames, "seconds": seconds}
         self._child = Child(_MODULE, memory_bytes=memory_bytes)
         self._asked = 0
         self._lock = threading.Lock()
@@ -72,11 +72,11 @@ class Decoder:
             self._child.close()
 
     def proxy(self, fd: int, *, long_side: int) -> Decoded:
-        """Decode the picture in the file `fd` and make its proxy.
+        """Decode the picture, video or document in the file `fd` and make the proxies of its parts.
 
         Args:
             fd: of a memory file with the original's bytes (`Original.fd`); its offset is left alone.
-            long_side: of the proxy in pixels; smaller pictures are not enlarged.
+            long_side: of a proxy in pixels; smaller pictures are not enlarged.
 
         Raises:
             Refused: the file is at fault.

@@ -1,35 +1,39 @@
-"""Decoding one picture with Pillow: what runs inside the sandboxed child, and only there.
+"""Decoding one file: what runs inside the sandboxed child, and only there.
 
-What belongs here: opening, checking, loading and describing a picture, and the reason why one cannot be. What does not:
-colour and depth (`ingest.upright`), metadata (`ingest.exif`), and processes (`ingest.sandbox`).
+What belongs here: who decodes what, the reason why a file cannot be decoded; and opening, checking, loading and
+describing a picture with Pillow. What does not: other kinds of file (`videos`, `documents`, `camera_raw`), colour and
+depth (`upright`), metadata (`exif`), and processes (`sandbox`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import mmap
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mirror_realm_assets.errors import Refused
-from mirror_realm_assets.ingest import formats, image_digest, upright
-from mirror_realm_assets.ingest.decoded import Decoded
+from mirror_realm_assets.ingest import camera_raw, documents, formats, image_digest, upright, videos
+from mirror_realm_assets.ingest.decoded import Decoded, DecodedPart
 from mirror_realm_assets.ingest.exif import Metadata, read_metadata
+from mirror_realm_assets.ingest.formats import Format
+from mirror_realm_assets.ingest.mapped import as_file, as_unmapped_file
 from mirror_realm_assets.ingest.phash import perceptual_hash
+from mirror_realm_assets.ingest.proxies import encoded, fitted
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 _PLUGINS = ("Jpeg", "Mpo", "Png", "Gif", "WebP", "Tiff", "Bmp", "Jpeg2K", "Avif")
 _DECODER_THREADS = 2  # by default one for each core, and each takes address space, which is limited
-_PROXY_QUALITY = 95
-_BUFFER_BYTES = 1 << 16
+# Of a file's time, what frames and pages may take; then it is shown by those that there are.
+_SHARE_OF_SECONDS = 0.6
 # What Pillow and its libraries say where bytes are missing; corruption inside sounds different.
 _TRUNCATED = ("truncated", "unexpected end", "end of file", "end-of-file", "not enough", "premature")
-_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _TIFF_ORIENTATION, _DNG_VERSION = 254, 258, 274, 50706
+_BITS_PER_SAMPLE, _TIFF_ORIENTATION = 258, 274
 
 
 def load_plugins() -> None:
@@ -51,16 +55,56 @@ def answer(request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], byt
     """The reply to one request of `Decoder`: facts and proxy, a size, or `refused` with a message."""
     try:
         source = fds[0]
+        format_ = formats.require(os.pread(source, formats.SNIFF_BYTES, 0))
+        if format_.reader == "video":
+            return _described_video(source, format_, request).as_reply()
         with mmap.mmap(source, os.fstat(source).st_size, prot=mmap.PROT_READ) as data:
-            picture = _Picture.opened(data, request["max_pixels"], request["max_frames"])
+            if format_ is formats.TIFF:
+                format_ = camera_raw.kind_of_tiff(data)
             if request["do"] == "pixels":
-                return _write_pixels(picture, fds[1]), b""
-            decoded = _describe(picture, request["long_side"])
-            return decoded.as_reply(), decoded.proxy
+                return _write_pixels(data, format_, request, fds[1]), b""
+            return _described(data, format_, request).as_reply()
     except Exception as error:
         # Parsers of hostile bytes raise anything at all; each is a verdict on the file.
         reason = refusal(error)
         return {"refused": reason.code, "message": reason.message}, b""
+
+
+def _described_video(source: int, format_: Format, request: dict[str, Any]) -> Decoded:
+    if request["do"] == "pixels":
+        raise Refused("unsupported", "Only still pictures have pixels at full size.")
+    return videos.describe(
+        as_unmapped_file(source),
+        format_,
+        request["long_side"],
+        max_pixels=request["max_pixels"],
+        seconds=request["seconds"] * _SHARE_OF_SECONDS,
+    )
+
+
+def _described(data: mmap.mmap, format_: Format, request: dict[str, Any]) -> Decoded:
+    max_pixels, long_side = request["max_pixels"], request["long_side"]
+    seconds = request["seconds"] * _SHARE_OF_SECONDS
+    if format_.reader == "document":
+        return documents.describe(data, long_side, max_pixels=max_pixels, seconds=seconds)
+    if format_.reader == "camera_raw":
+        return camera_raw.describe(data, format_, long_side, max_pixels=max_pixels)
+    return _describe(_Picture.opened(data, format_, max_pixels, request["max_frames"]), long_side)
+
+
+def _write_pixels(data: mmap.mmap, format_: Format, request: dict[str, Any], out: int) -> dict[str, int]:
+    """Write the still at full size into the file `out`; returns its size."""
+    if format_.reader == "camera_raw":
+        return _write_array(camera_raw.pixels(data, max_pixels=request["max_pixels"]), out)
+    if format_.reader != "picture":
+        raise Refused("unsupported", "Only still pictures have pixels at full size.")
+    return _write_picture(_Picture.opened(data, format_, request["max_pixels"], request["max_frames"]), out)
+
+
+def _write_array(pixels: np.ndarray, out: int) -> dict[str, int]:
+    with mmap.mmap(out, pixels.nbytes) as memory:
+        memory.write(pixels.tobytes())
+    return {"width": pixels.shape[1], "height": pixels.shape[0]}
 
 
 def refusal(error: Exception) -> Refused:
@@ -81,34 +125,6 @@ def refusal(error: Exception) -> Refused:
     return Refused("corrupt", f"It cannot be decoded: {type(error).__name__}: {text}")
 
 
-class _Reader(io.RawIOBase):
-    """The mapped bytes as a file without descriptor, so that no library can get at the file itself."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
-        if base + offset < 0:
-            raise ValueError("negative position")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        chunk = self._data[self._position : self._position + len(view)]
-        view[: len(chunk)] = chunk
-        self._position += len(chunk)
-        return len(chunk)
-
-
 @dataclass
 class _Picture:
     """An opened picture whose declared size has been accepted."""
@@ -121,19 +137,17 @@ class _Picture:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def opened(cls, data: mmap.mmap, max_pixels: int, max_frames: int) -> _Picture:
+    def opened(cls, data: mmap.mmap, format_: Format, max_pixels: int, max_frames: int) -> _Picture:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
-        format_ = formats.require(data[: formats.SNIFF_BYTES])
-        picture = cls(data, _open(data, format_.pillow), format_.mime, 1, max_pixels)
+        picture = cls(data, _open(data, format_), format_.mime, 1, max_pixels)
         picture._check_size()
-        picture._refuse_camera_raw()
         try:
             picture.frames = int(getattr(picture.image, "n_frames", 1))
         except Exception:  # a broken second page; the first may be fine
             picture.notes.append("frames could not be counted")
-            picture.image = _open(data, format_.pillow)
+            picture.image = _open(data, format_)
         if picture.frames > max_frames:
             raise Refused("too_many_frames", f"It has {picture.frames} frames; {max_frames} are allowed.")
         return picture
@@ -144,12 +158,6 @@ class _Picture:
             raise Refused("corrupt", "Its declared size is empty.")
         if width * height > self.max_pixels:
             raise Refused("too_many_pixels", f"It has {width} x {height} pixels; {self.max_pixels} are allowed.")
-
-    def _refuse_camera_raw(self) -> None:
-        """Raw files of several cameras are TIFFs whose first page is a thumbnail."""
-        tags = getattr(self.image, "tag_v2", {})
-        if _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE, 0) == 1:
-            raise Refused("unsupported", "It is a camera's raw file.")
 
     def load(self) -> Metadata:
         """Decode the first picture; what it says of itself."""
@@ -190,20 +198,22 @@ class _Picture:
         return (None if name is None else icc), name
 
 
-def _open(data: mmap.mmap, pillow: str) -> Image.Image:
+def _open(data: mmap.mmap, format_: Format) -> Image.Image:
     from PIL import Image
 
-    return Image.open(io.BufferedReader(_Reader(data), _BUFFER_BYTES), formats=[pillow])
+    return Image.open(as_file(data), formats=[format_.name])
 
 
 def _describe(picture: _Picture, long_side: int) -> Decoded:
+    if picture.mime == formats.PNG.mime:
+        # Loading heeds no checksum: where a broken copy left zeros, it makes a picture of noise.
+        _open(picture.data, formats.PNG).verify()
     core = image_digest.of_coded(picture.data, picture.mime)
     width, height = picture.image.size
-    factor = min(1.0, long_side / max(width, height))
     if core is not None and picture.mime == formats.JPEG.mime:
         # Scale while decoding, by 2, 4 or 8: half the time (0.14 against 0.32 s for 12 megapixels), a fraction of the
         # memory, and 0.24 grey levels away on average. Full-size pixels are needed only where they name the picture.
-        picture.image.draft(None, (max(1, round(width * factor)), max(1, round(height * factor))))
+        picture.image.draft(None, fitted((width, height), long_side))
         drafted = True
     else:
         drafted = False
@@ -218,36 +228,35 @@ def _describe(picture: _Picture, long_side: int) -> Decoded:
     orientation = 1 if picture.is_tiff else metadata.orientation
     icc, icc_name = picture.profile()
     has_alpha = bool(picture.image.has_transparency_data)
-    proxy = _proxy_of(picture, icc, orientation, (width, height), factor)
+    proxy = _proxy_of(picture, icc, orientation, fitted((width, height), long_side))
     if orientation >= 5:
         width, height = height, width
-    encoded = io.BytesIO()
-    proxy.save(encoded, "JPEG", quality=_PROXY_QUALITY, subsampling=0)
-    return Decoded(
-        mime=picture.mime,
+    part = DecodedPart(
+        kind="still",
         width=width,
         height=height,
-        frames=picture.frames,
         image_digest=image_digest.with_orientation(core, orientation),
+        proxy=encoded(proxy),
+        proxy_width=proxy.width,
+        proxy_height=proxy.height,
+    )
+    return Decoded(
+        picture.mime,
+        (part,),
+        frames=picture.frames,
         phash=perceptual_hash(proxy),
         exif=metadata.values,
         taken_at=metadata.taken_at,
         has_alpha=has_alpha,
         icc=icc_name,
         notes=tuple(picture.notes),
-        proxy=encoded.getvalue(),
-        proxy_width=proxy.width,
-        proxy_height=proxy.height,
     )
 
 
-def _proxy_of(
-    picture: _Picture, icc: bytes | None, orientation: int, size: tuple[int, int], factor: float
-) -> Image.Image:
+def _proxy_of(picture: _Picture, icc: bytes | None, orientation: int, target: tuple[int, int]) -> Image.Image:
     from PIL import Image
 
     small = upright.to_eight_bit(picture.image, picture.white)
-    target = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
     if small.size != target:
         # First shrink, then convert colours: the order costs a fraction of a grey level and saves most of the work.
         small = small.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -257,7 +266,7 @@ def _proxy_of(
     return upright.transposed(rgb, orientation)
 
 
-def _write_pixels(picture: _Picture, out: int) -> dict[str, int]:
+def _write_picture(picture: _Picture, out: int) -> dict[str, int]:
     import numpy as np
 
     metadata = picture.load()

@@ -12,15 +12,21 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from mirror_realm_assets.errors import Failed, Refused
 from mirror_realm_assets.ingest.beneath import open_beneath, reason_of
 
 __all__ = ["FileStat", "Original", "open_beneath", "read_original", "read_verified"]
 
+IN_MEMORY_BYTES = 512 << 20
+"""Originals up to this size are copied into memory, larger ones into a temporary file."""
+
+_FINE_GRANULE_NS, _COARSE_GRANULE_NS = 20_000_000, 2_000_000_000
 _CHUNK_BYTES = 1 << 20  # larger reads were no faster, and a network drive delivers about this much at once
 
 
@@ -49,14 +55,14 @@ class FileStat:
 
 @dataclass(frozen=True)
 class Original:
-    """The bytes of one original, in memory.
+    """The bytes of one original: in memory, or in a private file without a name if they are many.
 
     Attributes:
         digest: sha256 of the bytes, 64 hexadecimal characters.
         stat: the file's state before and after reading.
         size: in bytes.
-        fd: an anonymous, sealed file with exactly the hashed bytes; valid inside the `with` block. Its offset is shared
-            with everything that it is handed to, so read it by `os.pread`.
+        fd: an anonymous file with exactly the hashed bytes, sealed or open for reading alone; valid inside the `with`
+            block. Its offset is shared with everything that it is handed to, so read it by `os.pread`.
     """
 
     digest: str
@@ -69,7 +75,10 @@ class Original:
 def read_original(
     root: bytes, path: bytes, *, max_bytes: int, on_open: Callable[[int], None] | None = None
 ) -> Iterator[Original]:
-    """Open `path` beneath `root` once, copy its bytes into memory while hashing them, and lend the copy.
+    """Open `path` beneath `root` once, copy its bytes while hashing them, and lend the copy.
+
+    Up to 512 MB they are copied into memory, more into a file of the folder for temporary files (`TMPDIR`), which has
+    no name and is gone with this process however it ends.
 
     Args:
         root: the source's folder.
@@ -86,18 +95,13 @@ def read_original(
     """
     source = open_beneath(root, path)
     try:
-        copy = _memory_file()
-        try:
-            original = _copied(source, copy, max_bytes, on_open)
-        except BaseException:
-            os.close(copy)
-            raise
+        original = _copied(source, max_bytes, on_open)
     finally:
         os.close(source)
     try:
         yield original
     finally:
-        os.close(copy)
+        os.close(original.fd)
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def read_verified(
         yield original
 
 
-def _copied(source: int, copy: int, max_bytes: int, on_open: Callable[[int], None] | None) -> Original:
+def _copied(source: int, max_bytes: int, on_open: Callable[[int], None] | None) -> Original:
     before = FileStat.of(source)
     if before.size == 0:
         raise Refused("empty_file", "The file has 0 bytes.")
@@ -123,12 +127,52 @@ def _copied(source: int, copy: int, max_bytes: int, on_open: Callable[[int], Non
         raise Refused("too_many_bytes", f"The file has {before.size} bytes; {max_bytes} are allowed.")
     if on_open is not None:
         on_open(source)
-    digest, size = _copy(source, copy, before.size)
-    after = FileStat.of(source)
-    if before != after or size != before.size:
-        raise Failed("changed_while_reading", "The file changed while it was read.")
-    _seal(copy)
+    in_memory = before.size <= IN_MEMORY_BYTES
+    copy = _memory_file() if in_memory else _spool_file()
+    try:
+        digest, size = _copy(source, copy, before.size)
+        after = FileStat.of(source)
+        if before != after or size != before.size:
+            raise Failed("changed_while_reading", "The file changed while it was read.")
+        rest = _rest_of_granule(before.mtime_ns, time.time_ns())
+        if rest and not _reads_the_same(source, digest, size, after_seconds=rest):
+            raise Failed("changed_while_reading", "The file changed while it was read, within one tick of its time.")
+        if in_memory:
+            _seal(copy)
+        else:
+            copy = _for_reading(copy)
+    except BaseException:
+        os.close(copy)
+        raise
     return Original(digest=digest, stat=before, size=size, fd=copy)
+
+
+def _rest_of_granule(mtime_ns: int, now_ns: int) -> float:
+    """For how many seconds a write might still leave the file's time as it is; 0 for all but the newest files.
+
+    File systems take their times from a clock that ticks every few milliseconds; FAT counts in steps of two seconds,
+    some network drives in whole seconds. A time without a fraction may come from such a one.
+    """
+    granule = _COARSE_GRANULE_NS if mtime_ns % 1_000_000_000 == 0 else _FINE_GRANULE_NS
+    age = now_ns - mtime_ns
+    return (granule - age) / 1e9 if 0 <= age < granule else 0.0
+
+
+def _reads_the_same(source: int, digest: str, size: int, *, after_seconds: float) -> bool:
+    """Whether the file reads as before, once the time is over in which a write leaves no trace."""
+    time.sleep(after_seconds)
+    again = hashlib.sha256()
+    at = 0
+    while at <= size:
+        try:
+            chunk = os.pread(source, _CHUNK_BYTES, at)
+        except OSError as error:
+            raise reason_of(error) from error
+        if not chunk:
+            break
+        again.update(chunk)
+        at += len(chunk)
+    return again.hexdigest() == digest
 
 
 def _copy(source: int, copy: int, size: int) -> tuple[str, int]:
@@ -164,6 +208,22 @@ def _memory_file() -> int:
         return os.memfd_create("original", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _spool_file() -> int:
+    """A file on disk that nobody else can open; it has no name where the system knows such files."""
+    with tempfile.TemporaryFile(prefix="mirror-realm-") as file:
+        return os.dup(file.fileno())
+
+
+def _for_reading(fd: int) -> int:
+    """The same file, open for reading alone: files on disk cannot be sealed."""
+    path = f"/proc/self/fd/{fd}"
+    if not Path(path).exists():
+        return fd
+    reading = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return reading
 
 
 def _seal(fd: int) -> None:

@@ -117,9 +117,7 @@ def _identify(work: Work, original: Original, context: StageContext, began: floa
     try:
         stored_key = _keep(original, context, objects, intents)
         decoded = decoder(services).proxy(original.fd, long_side=services.settings.proxy_long_side)
-        proxy, ids = _write_proxy(work, decoded, context)
-        objects.append(("proxy", proxy))
-        intents.extend(ids)
+        proxies = _write_proxies(work, decoded, context, objects, intents)
     except Exception as error:
         finding = finding_of(error, seconds=time.monotonic() - began, default="internal")
         limits = _limits_of(finding, services) if isinstance(error, Refused) else None
@@ -131,14 +129,20 @@ def _identify(work: Work, original: Original, context: StageContext, began: floa
             # A failure of ours must not stop the file from being known by its bytes either.
             found,
         )
+    first = decoded.first
     output = {
-        "proxies": {"0": {"key": proxy.key, "sha256": proxy.sha256, "bytes": proxy.size}},
-        "proxy_size": [decoded.proxy_width, decoded.proxy_height],
+        "proxies": {
+            str(part): {"key": proxy.key, "sha256": proxy.sha256, "bytes": proxy.size}
+            for part, proxy in enumerate(proxies)
+        },
+        "proxy_size": [first.proxy_width, first.proxy_height],
         "frames": decoded.frames,
         "alpha": decoded.has_alpha,
         "icc": decoded.icc,
         "notes": list(decoded.notes),
     }
+    if decoded.duration_s is not None:
+        output["duration_s"] = decoded.duration_s
     return Result(
         work,
         Finding("ok", output, seconds=time.monotonic() - began),
@@ -153,9 +157,12 @@ def _identify(work: Work, original: Original, context: StageContext, began: floa
             exif=decoded.exif,
             taken_at=decoded.taken_at,
             phash=decoded.phash,
-            parts=(Part(0, "still", decoded.image_digest, decoded.width, decoded.height),),
+            parts=tuple(
+                Part(number, part.kind, part.image_digest, part.width, part.height, part.time_s, part.page)
+                for number, part in enumerate(decoded.parts)
+            ),
         ),
-        (decoded.proxy,),
+        (first.proxy,),
     )
 
 
@@ -195,13 +202,24 @@ def _keep(
     return key
 
 
-def _write_proxy(work: Work, decoded: Decoded, context: StageContext) -> tuple[StoredObject, list[int]]:
+def _write_proxies(
+    work: Work,
+    decoded: Decoded,
+    context: StageContext,
+    objects: list[tuple[str, StoredObject]],
+    intents: list[int],
+) -> list[StoredObject]:
     if work.recipe is None:
         raise ValueError("raw_media is always wanted")
-    key = keys.derived_key("raw_media", decoded.image_digest, 0, work.recipe.digest, "jpg")
-    stored, ids = context.publish(key, decoded.proxy)
-    _verify(context, stored)
-    return stored, ids
+    proxies = []
+    for number, part in enumerate(decoded.parts):
+        key = keys.derived_key("raw_media", part.image_digest, number, work.recipe.digest, "jpg")
+        stored, ids = context.publish(key, part.proxy)
+        _verify(context, stored)
+        objects.append(("proxy", stored))
+        intents.extend(ids)
+        proxies.append(stored)
+    return proxies
 
 
 def _verify(context: StageContext, stored: StoredObject) -> None:

@@ -71,6 +71,15 @@ class Hit:
     paths: list[bytes]
     source: str
 
+    @property
+    def within(self) -> str:
+        """Where in the file the part is, in words; empty for a still."""
+        if self.time_s is not None:
+            minutes, seconds = divmod(int(self.time_s), 60)
+            hours, minutes = divmod(minutes, 60)
+            return f"at {hours}:{minutes:02}:{seconds:02}" if hours else f"at {minutes}:{seconds:02}"
+        return "" if self.page is None else f"page {self.page}"
+
 
 @dataclass(frozen=True)
 class Caches:

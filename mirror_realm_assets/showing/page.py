@@ -157,11 +157,7 @@ def _card(hit: Hit, thumbnail: Thumbnail | None, *, model: bool, bar: bool) -> s
 
 def _position(hit: Hit, model: bool) -> list[str]:
     found = [hit.model] if model else []
-    if hit.time_s is not None:
-        found.append(f"at {hit.time_s:.1f} s")
-    if hit.page is not None:
-        found.append(f"page {hit.page}")
-    return found
+    return [*found, hit.within] if hit.within else found
 
 
 def _places(hit: Hit) -> str:

@@ -63,7 +63,9 @@ def of_file(services: Services, path: Path, *, side: int) -> Thumbnail:
     try:
         folder, name = os.fsencode(full.parent), os.fsencode(full.name)
         with read_original(folder, name, max_bytes=settings.max_file_bytes) as original:
-            return shrunk(decoder(services).proxy(original.fd, long_side=settings.proxy_long_side).proxy, side=side)
+            return shrunk(
+                decoder(services).proxy(original.fd, long_side=settings.proxy_long_side).first.proxy, side=side
+            )
     except MirrorRealmError as error:
         return Thumbnail(missing=error.message)
 

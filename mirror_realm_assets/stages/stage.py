@@ -36,6 +36,7 @@ class Stage:
         recipe: its recipe under a source's policy, or None when the policy does not want it.
         run: takes the open work and yields one result for each, as soon as it has it, in any order.
         max_pixels: the largest picture a policy wants it for, or None.
+        stills_only: whether it leaves out frames of videos and pages of documents.
         resource: `gpu` adds the GPU tags and, with `pool`, the limit on how many run at once.
         pool: name of the Dagster pool, if any.
         group: group of the asset.
@@ -49,6 +50,7 @@ class Stage:
     recipe: Callable[[SourcePolicy], Recipe | None]
     run: Run
     max_pixels: Callable[[SourcePolicy], int | None] = lambda _policy: None
+    stills_only: bool = False
     resource: Literal["cpu", "gpu"] = "cpu"
     pool: str | None = None
     group: str = "media"
@@ -62,7 +64,7 @@ class Stage:
     @property
     def rule(self) -> Rule:
         """When its feature is wanted, for the ledger."""
-        return Rule(self.feature, self.needs, self.recipe, self.max_pixels)
+        return Rule(self.feature, self.needs, self.recipe, self.max_pixels, self.stills_only)
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ def test_an_original_that_is_not_there_or_no_picture_is_named(tmp_path: Path, ne
     assert result.exit_code == 1
     assert "text.jpg: " in result.stderr
     assert "\x1b" not in result.stderr
-    assert "none of the supported picture formats" in result.stderr
+    assert "no supported format" in result.stderr
     assert "no regular file" in run(tmp_path, tmp_path / "out.png").stderr
     assert network == []
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cli_home import HOSTILE, Home, run, run_json
+from cli_home import HOSTILE, Home, run, run_json, run_lines
 from lab import Lab
+from media_makers import document, raw_photo, scene, video
 from PIL import Image
 
 from mirror_realm_assets.pipeline import standard_stages
@@ -125,3 +127,52 @@ def test_a_path_that_leads_to_no_file_is_said_of_the_path(home: Home, tmp_path: 
     assert result.exit_code == 1
     assert f"There is no file {tmp_path / 'nowhere.jpg'}" in " ".join(result.stderr.split()).replace(" ", " ")
     assert "is a folder" in run("search", "--like", str(tmp_path)).stderr
+
+
+@pytest.fixture
+def mixed(home: Home, models_dir: Path, photos: dict[str, object]) -> Iterator[Home]:
+    """A film, a document, a raw file and a photograph, read and embedded with the real weights, nothing enhanced."""
+    for weights in models_dir.glob("*.safetensors"):
+        os.link(weights, home.lab.home / "models" / weights.name)
+    coffee, astronaut = (np.asarray(photos[name]) for name in ("coffee", "astronaut"))
+    shapes = [Image.fromarray(pixels).resize((320, 240)) for pixels in (coffee, astronaut)]
+    folder = home.lab.folder
+    (folder / "film.mp4").write_bytes(video([shapes[0], shapes[1]], seconds=70, rate=2, key_every=4))
+    (folder / "report.pdf").write_bytes(document([scene(1, 320, 240), scene(2, 320, 240), shapes[0]]))
+    even = coffee[: coffee.shape[0] // 2 * 2, : coffee.shape[1] // 2 * 2]
+    (folder / "shot.dng").write_bytes(raw_photo(even, preview=Image.fromarray(even)))
+    scene(3, 320, 240).save(folder / "other.png")
+    stages = standard_stages(home.lab.settings)
+    home.lab.services = open_services(home.lab.settings)
+    (batch,) = home.lab.form(stages)
+    for stage in stages[:2]:
+        run_stage(stage, batch.key, home.lab.services, stages)
+    yield home
+
+
+def test_films_documents_and_raw_files_are_found_like_pictures_with_time_and_page(
+    mixed: Home, photos: dict[str, object], tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.png"
+    Image.fromarray(np.asarray(photos["coffee"])).save(asked)
+    hits = {Path(hit["paths"][0]).name: hit for hit in run_json("search", "--like", str(asked))}
+    assert set(list(hits)[:3]) == {"film.mp4", "report.pdf", "shot.dng"}
+    assert (hits["film.mp4"]["part"], hits["film.mp4"]["time_s"]) == (0, 0)
+    assert (hits["report.pdf"]["part"], hits["report.pdf"]["page"]) == (2, 3)
+    assert not {"time_s", "page"} & set(hits["shot.dng"])
+    Image.fromarray(np.asarray(photos["astronaut"])).save(asked)
+    (best, *_) = run_json("search", "--like", str(asked))
+    assert best["time_s"] == pytest.approx(70, abs=2)
+    page = tmp_path / "found.html"
+    people = run("search", "--like", str(asked), "--html", str(page))
+    assert "film.mp4 (at 1:10)" in " ".join(people.stdout.split())
+    assert {"at 1:10", "page 1"} & set(Texts(page).texts)
+
+    lines = run_lines("files")
+    of = {Path(one["paths"][0]).name: [two for two in lines if two["paths"] == one["paths"]] for one in lines}
+    assert [len(of[name]) for name in ("film.mp4", "report.pdf", "shot.dng")] == [2, 3, 1]
+    for line in of["film.mp4"] + of["report.pdf"]:
+        assert line["features"]["embeddings"]["status"] == "ok"
+        assert line["features"]["enhanced_images"]["status"] == "not_wanted"
+        assert "of stills alone" in line["features"]["enhanced_images"]["reason"]
+    assert run_json("status")["sources"]["demo"]["features"]["enhanced_images"].get("not_wanted") == 5

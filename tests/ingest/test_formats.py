@@ -38,7 +38,7 @@ def encoded(pillow: str, **options) -> bytes:
 def test_what_pillow_writes_is_recognised(pillow, mime):
     found = require(encoded(pillow)[:SNIFF_BYTES])
     assert found.mime == mime
-    Image.open(io.BytesIO(encoded(pillow)), formats=[found.pillow]).load()
+    Image.open(io.BytesIO(encoded(pillow)), formats=[found.name]).load()
 
 
 def test_a_big_tiff_and_a_bare_jpeg_2000_stream_are_recognised():
@@ -56,12 +56,11 @@ def test_a_big_tiff_and_a_bare_jpeg_2000_stream_are_recognised():
         b"P6 1 1 255\n...",
         b"\x00\x00\x01\x00\x01\x00",
         b"%!PS-Adobe-3.0 EPSF-3.0",
-        b"%PDF-1.7",
         b"BMW is a car maker from Munich, Germany",
         b"RIFF\x10\x00\x00\x00WAVEfmt ",
-        b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00isommp42",
-        b"\x00\x00\x00\x18ftypqt  \x00\x00\x00\x00qt  ",
-        b"II*\x00\x10\x00\x00\x00CR\x02\x00",
+        b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00M4A mp42",
+        b"#EXTM3U\nhttp://example.org/film.ts",
+        b"ffconcat version 1.0\nfile secret.mp4",
     ],
 )
 def test_everything_else_is_unsupported(head):
@@ -69,6 +68,26 @@ def test_everything_else_is_unsupported(head):
     with pytest.raises(Refused) as caught:
         require(head)
     assert caught.value.code == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("head", "mime", "reader"),
+    [
+        (b"%PDF-1.7", "application/pdf", "document"),
+        (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00isommp42", "video/mp4", "video"),
+        (b"\x00\x00\x00\x18ftypqt  \x00\x00\x00\x00qt  ", "video/quicktime", "video"),
+        (b"\x00\x00\x07\x08moov", "video/quicktime", "video"),
+        (b"\x1a\x45\xdf\xa3\x01\x00", "video/x-matroska", "video"),
+        (b"RIFF\x10\x00\x00\x00AVI LIST", "video/x-msvideo", "video"),
+        (b"\x47" + bytes(187) + b"\x47" + bytes(20), "video/mp2t", "video"),
+        (bytes(4) + b"\x47" + bytes(191) + b"\x47" + bytes(20), "video/mp2t", "video"),
+        (b"II*\x00\x10\x00\x00\x00CR\x02\x00", "image/x-dcraw", "camera_raw"),
+        (b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom", "image/x-dcraw", "camera_raw"),
+        (b"FUJIFILMCCD-RAW 0201", "image/x-dcraw", "camera_raw"),
+    ],
+)
+def test_videos_documents_and_raw_files_are_recognised(head, mime, reader):
+    assert (require(head).mime, require(head).reader) == (mime, reader)
 
 
 def test_generic_containers_are_told_apart_by_their_other_brands():

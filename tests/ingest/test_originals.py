@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -297,6 +298,51 @@ def test_a_file_rewritten_at_the_same_size_while_it_is_read_is_not_taken(root):
     file.write_bytes(b"content")
     os.utime(file, ns=(0, 0))
     assert reason(root, "a.jpg", on_open=lambda _fd: file.write_bytes(b"CONTENT")) == "changed_while_reading"
+
+
+def test_a_file_rewritten_within_one_tick_of_its_time_is_not_taken(root):
+    path = root / "a.jpg"
+    path.write_bytes(b"first bytes")
+    tick = time.time_ns() // 1_000_000_000 * 1_000_000_000
+    os.utime(path, ns=(tick, tick))  # a file system that counts in seconds
+
+    def rewrite():
+        path.write_bytes(b"other bytes")
+        os.utime(path, ns=(tick, tick))
+
+    later = threading.Timer(0.3, rewrite)
+    later.start()
+    try:
+        assert reason(root, b"a.jpg") == "changed_while_reading"
+    finally:
+        later.join()
+    with read_original(os.fsencode(root), b"a.jpg", max_bytes=100) as original:
+        assert os.pread(original.fd, 100, 0) == b"other bytes"
+
+
+def test_an_old_file_is_read_once(root, monkeypatch):
+    (root / "a.jpg").write_bytes(b"bytes")
+    os.utime(root / "a.jpg", (1e9, 1e9))
+    monkeypatch.setattr(originals, "_reads_the_same", lambda *_, **__: pytest.fail("it was read twice"))
+    with read_original(os.fsencode(root), b"a.jpg", max_bytes=100) as original:
+        assert original.size == 5
+
+
+def test_what_is_too_large_for_memory_is_copied_to_a_file_without_a_name(root, monkeypatch, tmp_path):
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(originals, "IN_MEMORY_BYTES", 1000)
+    content = os.urandom(5000)
+    (root / "large.mp4").write_bytes(content)
+    os.utime(root / "large.mp4", (1e9, 1e9))
+    with read_original(os.fsencode(root), b"large.mp4", max_bytes=10_000) as original:
+        assert original.digest == hashlib.sha256(content).hexdigest()
+        assert os.pread(original.fd, 10_000, 0) == content
+        assert list(folder.iterdir()) == []
+        assert os.fstat(original.fd).st_nlink == 0
+        with pytest.raises(OSError):
+            os.pwrite(original.fd, b"x", 0)
 
 
 def test_a_file_replaced_while_it_is_read_gives_the_old_bytes_under_the_old_digest(root):

@@ -179,7 +179,7 @@ def test_scores_ranks_places_models_and_positions_are_there() -> None:
     assert found.texts["score"] == ["0.988", "-0.200", "nan"]
     assert [text for text in found.texts["path"] if text.startswith("/disk")] == [p.decode() for p in places]
     assert found.texts["summary"] == ["2 more places"]
-    assert "at 12.5 s" in found.texts["tag"]
+    assert "at 0:12" in found.texts["tag"]
     assert "page 4" in found.texts["tag"]
     assert found.texts["tag"].count("toy") == 2
     assert "toy" in found.texts["facts"][0]
