@@ -18,6 +18,7 @@ from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import STATE_OF, Known, Sighting
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import MirrorRealmError
+from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.ingest import scan
 from mirror_realm_assets.ingest.one_scan import OneScan, Scanned
 from mirror_realm_assets.ingest.originals import read_verified
@@ -256,6 +257,11 @@ class FolderWatch:
             self._restless.pop(path, None)
 
     @property
+    def folders(self) -> int:
+        """How many folders the last complete walk saw."""
+        return len(self._folders)
+
+    @property
     def restless(self) -> set[bytes]:
         """Files that are being waited for."""
         return set(self._restless)
@@ -268,6 +274,8 @@ class FolderWatch:
                 mine = generation == self._generation + 1
                 self._generation = generation if mine else -1  # somebody else writes too: the next scan compares all
             files.write_journal(conn, self._source.id, generation, sightings)
+            point("journal.before_commit")
+        point("journal.after_commit")
         for seen in sightings:
             self._written[seen.path] = (seen.size, seen.mtime_ns, STATE_OF[seen.kind])
             if seen.moved_from is not None:

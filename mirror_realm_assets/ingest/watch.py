@@ -6,6 +6,7 @@ batches (`batching`); the watcher writes only the journal.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ Say = Callable[[str], None]
 
 # A poll of a big tree must not keep a disk busy: it pauses ten times as long as it took.
 _POLL_SHARE = 10
+_DEBOUNCE_SECONDS, _LONGEST_DEBOUNCE_SECONDS, _MOST_WAITING = 0.1, 1.0, 1000
 
 
 def watch(
@@ -61,6 +63,7 @@ def watch(
                     native.add(source)
                 if time.monotonic() >= due.get(source.id, 0):
                     due[source.id] = time.monotonic() + _scan_once(watches[source.id], source, settings, say, troubles)
+            native.check({source_id: watched.folders for source_id, watched in watches.items()})
             _take_closed(events, watches, settings.watch_seconds, stop, say)
     finally:
         native.close()
@@ -105,12 +108,25 @@ def _take_closed(
     stop: threading.Event,
     say: Say,
 ) -> None:
-    """Take files whose writers closed them, for the length of one pause between two polls."""
+    """Take files whose writers closed them, for the length of one pause between two polls.
+
+    A program that closes a file several times in quick succession (most that write tags do) makes one version, not
+    several: a file is taken a moment after its last event, and not later than a second after its first.
+    """
     end = time.monotonic() + seconds
-    while not stop.is_set() and (left := end - time.monotonic()) > 0:
-        try:
-            source_id, path = events.get(timeout=min(left, 0.2))
-        except queue.Empty:
-            continue
-        if source_id in watches and watches[source_id].take(path):
-            say(f"taken: {sources.display_path(path)!r}")
+    closed: dict[tuple[int, bytes], tuple[float, float]] = {}  # first and last event
+    while not stop.is_set() and ((left := end - time.monotonic()) > 0 or closed):
+        if left > 0:
+            with contextlib.suppress(queue.Empty):
+                one = events.get(timeout=min(left, _DEBOUNCE_SECONDS / 2 if closed else 0.2))
+                at = time.monotonic()
+                closed[one] = (closed[one][0] if one in closed else at, at)
+        else:
+            stop.wait(_DEBOUNCE_SECONDS / 2)  # what came late waits for the time after the next poll
+        at = time.monotonic()
+        for (source_id, path), (first, last) in list(closed.items()):
+            if at - last < _DEBOUNCE_SECONDS and at - first < _LONGEST_DEBOUNCE_SECONDS and len(closed) < _MOST_WAITING:
+                continue
+            del closed[source_id, path]
+            if source_id in watches and watches[source_id].take(path):
+                say(f"taken: {sources.display_path(path)!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import queue
 import shutil
@@ -21,6 +23,7 @@ from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.ingest import folder_watch as module
+from mirror_realm_assets.ingest import native as native_module
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
 from mirror_realm_assets.ingest.native import NativeEvents
 from mirror_realm_assets.ingest.watch import watch
@@ -357,6 +360,21 @@ def test_polling_alone_is_an_option_and_a_source_can_be_forgotten(watched: Watch
     assert events.empty()
 
 
+def no_more_watches_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The system's limit of watched folders is reached after `count` more."""
+    from watchdog.observers import inotify_c
+
+    real, left = inotify_c.inotify_add_watch, iter(range(count))
+
+    def limited(*arguments: object) -> int:
+        if next(left, None) is None:
+            ctypes.set_errno(errno.ENOSPC)
+            return -1
+        return int(real(*arguments))
+
+    monkeypatch.setattr(inotify_c, "inotify_add_watch", limited)
+
+
 # --- The loop. ---
 
 
@@ -473,3 +491,62 @@ def test_a_folder_that_is_not_there_is_said_and_the_others_go_on(quick: Watched,
     loops.append(Loop(quick, "one"))
     wait_for(lambda: quick.journal() == [("seen", b"a.png")])
     assert any(words.startswith("away: ") and "cannot be opened" in words for words in loops[0].said)
+
+
+def test_a7_where_the_limit_of_watched_folders_is_reached_polling_finds_everything_and_it_is_said(
+    quick: Watched, loops: list[Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_more_watches_after(monkeypatch, 3)
+    for number in range(6):
+        quick.put(f"old{number}/a.png")
+    loops.append(loop := Loop(quick, "w1"))
+    wait_for(lambda: len(quick.journal()) == 6)
+    assert "demo: no native events (inotify watch limit reached); polling alone" in loop.said
+    quick.put("old5/later.png")
+    wait_for(lambda: len(quick.journal()) == 7)
+
+
+def test_a7_where_a_new_folder_cannot_be_watched_polling_finds_everything_and_it_is_said(
+    quick: Watched, loops: list[Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_more_watches_after(monkeypatch, 1)
+    monkeypatch.setattr(native_module, "_COUNT_SECONDS", 0.2)
+    loops.append(loop := Loop(quick, "w1"))
+    quick.put("first.png")
+    wait_for(lambda: len(quick.journal()) == 1)
+    for number in range(3):
+        quick.put(f"new{number}/a.png")
+    wait_for(lambda: len(quick.journal()) == 4)
+    wait_for(lambda: any("only 1 of 4 folders send native events" in words for words in loop.said))
+    quick.put("new1/later.png")
+    wait_for(lambda: len(quick.journal()) == 5)
+
+
+def test_lost_events_are_said_and_what_they_were_about_is_found(watched: Watched) -> None:
+    said: list[str] = []
+    events: queue.Queue[tuple[int, bytes]] = queue.Queue(2)
+    native = NativeEvents(events, said.append)
+    native.add(watched.source)
+    try:
+        for number in range(10):
+            watched.put(f"{number}.png")
+        wait_for(lambda: (native.check({}), len(said))[1] > 0)
+    finally:
+        native.close()
+    assert "the next poll finds" in said[0]
+
+
+def test_a_file_that_is_closed_many_times_in_a_row_is_taken_once_as_it_is_at_last(
+    watched: Watched, loops: list[Loop]
+) -> None:
+    watched.settings = watched.settings.model_copy(update={"quiet_seconds": 30.0})  # native events alone take it
+    loops.append(loop := Loop(watched, "w1"))
+    wait_for(lambda: (watched.put("ready.png", str(time.monotonic())), len(watched.journal()) > 0)[1])  # it listens
+    for number in range(8):
+        watched.put("tagged.png", "x" * (number + 1))
+        time.sleep(0.02)
+    wait_for(lambda: any("tagged" in words for words in loop.said))
+    time.sleep(0.5)
+    assert [path for _kind, path in watched.journal() if path != b"ready.png"] == [b"tagged.png"]
+    with watched.catalog.read() as conn:
+        assert conn.execute(sa.select(t.journal.c.size).order_by(t.journal.c.id.desc())).scalars().first() == 8
