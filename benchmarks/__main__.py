@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import engine, latency, scan
+from benchmarks import corrupt, engine, latency, moved, scan
 
-ALL = {"engine": engine.main, "latency": latency.main, "scan": scan.main}
+ALL = {
+    "corrupt": corrupt.main,
+    "engine": engine.main,
+    "latency": latency.main,
+    "moved": moved.main,
+    "scan": scan.main,
+}
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from mirror_realm_assets.catalog import sources, switching
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.switching import OlderIndex
 from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.ingest.decoders import decoder
 from mirror_realm_assets.ingest.originals import read_original
-from mirror_realm_assets.ingest.stage import decoder
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.flow import decode_proxy

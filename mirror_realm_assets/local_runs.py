@@ -16,6 +16,7 @@ import dagster as dg
 from mirror_realm_assets.catalog import batches, index, sources
 from mirror_realm_assets.catalog.batches import PendingBatch
 from mirror_realm_assets.definitions import build_defs
+from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.sensors.index import index_tags
 from mirror_realm_assets.sensors.lanes import run_tags
@@ -85,6 +86,7 @@ def _run_lane(
             continue
         for batch in todo:
             instance.add_dynamic_partitions("media_batch", [batch.key])
+            point("ingest.key_added")
             result = job.execute_in_process(
                 partition_key=batch.key,
                 instance=instance,

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         default=3600.0, ge=0, description="A batch stays live so long after it was finished or run."
     )
 
+    purge_days: float = Field(
+        default=30.0, ge=0, description="What was made of a deleted file is kept so long, in case it returns."
+    )
+
     # Leases and heartbeats.
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)

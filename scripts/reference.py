@@ -76,7 +76,10 @@ _OPTIONS = {
     "whole path below the folder.",
     "budget_device_seconds_day": _NOT_YET,
     "budget_bytes_day": _NOT_YET,
-    "budget_read_mb_s": _NOT_YET,
+    "budget_read_mb_s": "Reading new files waits so that it takes no more megabytes (10^6 bytes) a second; a batch "
+    "holds fewer files then.",
+    "quiet_hours": "`23:00-06:30`: from the first time of day to the second, in the machine's time zone, the source is "
+    "neither polled nor worked on; what runs is finished.",
 }
 _TABLES = {
     "catalog_info": "One row: which catalog this is. A store remembers it: two catalogs cannot share one store.",
@@ -84,6 +87,7 @@ _TABLES = {
     "users": "One row `default`.",
     "sources": "Watched folders with their policy, state, next batch number and the back-off of their index.",
     "locations": "Every path of a source. A file that could not be read has no other row, and its reason stands here.",
+    "sidecars": "XMP, Google Takeout and AAE files, with what they say. Whose they are follows from names alone.",
     "media": "What a person calls a photo. A changed file is a new version of the same media; a move keeps it.",
     "media_versions": "Which content a media had, and when.",
     "contents": "One row for each digest of bytes: size, type, EXIF, perceptual hash.",

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import insert, inserted_id, now
 from mirror_realm_assets.catalog.forming import batch_key
@@ -160,6 +161,13 @@ def by_id(conn: sa.Connection, batch_id: int) -> Batch:
     return _batch(conn.execute(sa.select(t.batches).where(t.batches.c.id == batch_id)).mappings().one())
 
 
+def has_any(conn: sa.Connection, source_id: int) -> bool:
+    """Whether the source ever had a batch."""
+    return (
+        conn.execute(sa.select(t.batches.c.id).where(t.batches.c.source_id == source_id).limit(1)).first() is not None
+    )
+
+
 def has_open(conn: sa.Connection, source_id: int, features: Sequence[str]) -> bool:
     """Whether the source has a batch with open items of these features."""
     found = conn.execute(
@@ -192,7 +200,7 @@ def pending(
         features: the lane's features.
         after: features of the lane before: batches that still have open items of these are left out.
         source_id: of one source only.
-        active_only: leave out sources that are paused.
+        active_only: leave out sources that are paused, or whose quiet hours these are.
     """
     items, lanes = t.batch_items, t.batch_lanes
     at = now(conn)
@@ -229,6 +237,9 @@ def pending(
     )
     if active_only:
         query = query.where(t.sources.c.state == "active")
+        quiet = [source.id for source in sources.all_sources(conn) if source.is_quiet(at)]
+        if quiet:
+            query = query.where(t.batches.c.source_id.not_in(quiet))
     if source_id is not None:
         query = query.where(t.batches.c.source_id == source_id)
     if after:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import companions, driver
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now, serialise_places
 from mirror_realm_assets.catalog.sources import display_path
@@ -18,11 +20,11 @@ from mirror_realm_assets.errors import REASONS
 
 _CHUNK = 300
 _MAX_CODE = 40  # of the column
+_PLAIN = 6  # fields of a sighting before its code
 DRAIN = 5000  # journal rows applied in one transaction
 
 
-@dataclass(frozen=True)
-class Sighting:
+class Sighting(NamedTuple):
     """One journal row: what a scan or watcher saw of a path (raw bytes, relative to the root).
 
     A file that is `moved` is seen, and was known by the path `moved_from` before. One that is `replaced` is seen and
@@ -68,27 +70,13 @@ def known(conn: sa.Connection, source_id: int) -> dict[bytes, Known]:
 
 def write_journal(conn: sa.Connection, source_id: int, generation: int, sightings: Sequence[Sighting]) -> None:
     """Append sightings; they survive any crash until a drain applies them."""
-    at = now(conn)
-    if sightings:
-        conn.execute(
-            t.journal.insert(),
-            [
-                {
-                    "source_id": source_id,
-                    "generation": generation,
-                    "observed_at": at,
-                    "kind": s.kind,
-                    "path": s.path,
-                    "size": s.size,
-                    "mtime_ns": s.mtime_ns,
-                    "inode": s.inode,
-                    "device": s.device,
-                    "code": s.code[:_MAX_CODE] if s.code else None,
-                    "moved_from": s.moved_from,
-                }
-                for s in sightings
-            ],
-        )
+    if not sightings:
+        return
+    same = {"source_id": source_id, "generation": generation, "observed_at": now(conn)}
+    rows = (
+        (*sighting[:_PLAIN], (sighting.code or "")[:_MAX_CODE] or None, sighting.moved_from) for sighting in sightings
+    )
+    driver.insert(conn, t.journal, same, Sighting._fields, rows)
 
 
 def has_journal(conn: sa.Connection, source_id: int) -> bool:
@@ -118,7 +106,25 @@ def drain_journal(conn: sa.Connection, limit: int = DRAIN) -> int:
 def waiting(conn: sa.Connection, source_id: int, limit: int, *, max_file_bytes: int | None = None) -> list[WaitingFile]:
     """Files that need a batch, newest first; one that was too large waits again when it is within the limit now."""
     l = t.locations.c  # noqa: E741 - l for location, as in the query's SQL
-    at = now(conn)
+    query = _waiting(conn, source_id, max_file_bytes).order_by(l.mtime_ns.desc(), l.id).limit(limit)
+    return [WaitingFile(row[0], row[1], row[2]) for row in conn.execute(query)]
+
+
+def sample_waiting(conn: sa.Connection, source_id: int, among: int) -> list[WaitingFile]:
+    """Of the files that were found first, the newest of each folder that needs a batch, newest first."""
+    l = t.locations.c  # noqa: E741
+    query = _waiting(conn, source_id, None).add_columns(l.mtime_ns, l.path).order_by(l.id).limit(among)
+    newest: dict[bytes, sa.RowMapping] = {}
+    for row in conn.execute(query).mappings():
+        folder = bytes(row["path"]).rpartition(b"/")[0]
+        if folder not in newest or newest[folder]["mtime_ns"] < row["mtime_ns"]:
+            newest[folder] = row
+    rows = sorted(newest.values(), key=lambda row: (-row["mtime_ns"], row["id"]))
+    return [WaitingFile(row["id"], row["size"], row["changed_at"]) for row in rows]
+
+
+def _waiting(conn: sa.Connection, source_id: int, max_file_bytes: int | None) -> sa.Select[Any]:
+    l = t.locations.c  # noqa: E741
     held = (
         sa.select(t.batch_items.c.id)
         .where(
@@ -128,23 +134,17 @@ def waiting(conn: sa.Connection, source_id: int, limit: int, *, max_file_bytes: 
         )
         .exists()
     )
-    rows = conn.execute(
-        sa.select(l.id, l.size, l.changed_at)
-        .where(
-            l.source_id == source_id,
-            l.state.in_(("present", "unreadable")),
-            unidentified(),
-            sa.or_(
-                l.code.is_(None),
-                l.next_attempt_at <= at,
-                fits_again({"max_file_bytes": max_file_bytes or 0}),
-            ),
-            ~held,
-        )
-        .order_by(l.mtime_ns.desc(), l.id)
-        .limit(limit)
+    return sa.select(l.id, l.size, l.changed_at).where(
+        l.source_id == source_id,
+        l.state.in_(("present", "unreadable")),
+        unidentified(),
+        sa.or_(
+            l.code.is_(None),
+            l.next_attempt_at <= now(conn),
+            fits_again({"max_file_bytes": max_file_bytes or 0}),
+        ),
+        ~held,
     )
-    return [WaitingFile(row[0], row[1], row[2]) for row in rows]
 
 
 def unidentified() -> sa.ColumnElement[bool]:
@@ -249,7 +249,7 @@ def _move(conn: sa.Connection, row: sa.RowMapping) -> None:
         conn.execute(
             t.locations.update()
             .where(c.source_id == row["source_id"], c.path == bytes(row["moved_from"]))
-            .values(path=path, display=display_path(path))
+            .values(path=path, display=display_path(path), stem_key=companions.stem_key(path))
         )
 
 
@@ -332,10 +332,12 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
 
 
 def _new_location(row: sa.RowMapping, at: datetime) -> dict[str, object]:
+    path = bytes(row["path"])
     return {
         "source_id": row["source_id"],
-        "path": row["path"],
-        "display": display_path(bytes(row["path"])),
+        "path": path,
+        "display": display_path(path),
+        "stem_key": companions.stem_key(path),
         "size": row["size"],
         "mtime_ns": row["mtime_ns"],
         "inode": row["inode"],

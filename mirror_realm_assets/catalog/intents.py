@@ -48,6 +48,12 @@ def forget_objects(conn: sa.Connection, keys: Iterable[str]) -> None:
         conn.execute(t.objects.delete().where(t.objects.c.key.in_(keys[start : start + _CHUNK])))
 
 
+def recorded(conn: sa.Connection, key: str) -> tuple[str, int] | None:
+    """sha256 and size of the object that a row names under this key."""
+    row = conn.execute(sa.select(t.objects.c.sha256, t.objects.c.bytes).where(t.objects.c.key == key)).first()
+    return None if row is None else (row[0], row[1])
+
+
 def named_keys(catalog: Catalog, keys: Sequence[str]) -> set[str]:
     """Those of `keys` that a row or a live intent names."""
     named: set[str] = set()

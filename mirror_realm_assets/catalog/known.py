@@ -1,17 +1,18 @@
 """What the ledger knows of the files of a source, for comparing a walk with it.
 
-What belongs here: reading locations in the order of their paths, by path and by inode. The first goes through the
-driver's own cursor, the only place where that is done: a scan of a million files would spend most of its time in
-SQLAlchemy's rows. What does not: the comparison (`ingest.scan`), changing locations (`files`).
+What belongs here: reading locations in the order of their paths, by path and by inode. What does not: the comparison
+(`ingest.scan`), changing locations (`files`).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import driver
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import Known
@@ -33,18 +34,10 @@ def in_order(catalog: Catalog, source_id: int) -> Iterator[KnownRow]:
     What changes while it is read is seen or not; a row is never seen twice.
     """
     after = b""
-    statement = _PAGE_SQL.format("?" if catalog.is_sqlite else "%s")
     while True:
         with catalog.read() as conn:
-            cursor = conn.connection.cursor()
-            try:
-                cursor.execute(statement, (source_id, after, _PAGE))
-                rows = cursor.fetchall()
-            finally:
-                cursor.close()
-        if not catalog.is_sqlite:  # bytea comes as a memoryview
-            rows = [(bytes(row[0]), *row[1:]) for row in rows]
-        yield from rows
+            rows = driver.fetch(conn, _PAGE_SQL, (source_id, after, _PAGE))
+        yield from cast(list[KnownRow], rows)
         if len(rows) < _PAGE:
             return
         after = rows[-1][0]

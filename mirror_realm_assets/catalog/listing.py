@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import features as feature_rows
-from mirror_realm_assets.catalog import files
+from mirror_realm_assets.catalog import files, stacks
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import FeatureKey
@@ -41,6 +41,7 @@ class FileRow:
     height: int | None
     features: dict[str, dict[str, Any]]
     path_states: list[str] = field(default_factory=list)  # in the order of `paths`
+    stack: str | None = None  # uuid of the media that stands for the stack that this one is in
 
 
 def of_source(
@@ -187,6 +188,7 @@ def _media_rows(
     outputs = _outputs(conn, [d for row in rows for d in (row["digest"], row["image_digest"]) if d])
     at = now(conn)
     shown = [row for row in rows if row["id"] in places]
+    in_stacks = stacks.of_media(conn, list({row["uuid"] for row in shown}))
     facts = [PartFacts(row["width"], row["height"], row["kind"]) if row["kind"] else None for row in shown]
     wanted_of = [wanted(rules, source.policy, each) for each in facts]
     keys_of = [_keys(row, wants) for row, wants in zip(shown, wanted_of, strict=True)]
@@ -214,6 +216,7 @@ def _media_rows(
             height=row["height"],
             features=described,
             path_states=states,
+            stack=in_stacks[row["uuid"]].primary.media if row["uuid"] in in_stacks else None,
         )
 
 

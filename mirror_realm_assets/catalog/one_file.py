@@ -14,9 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import listing
+from mirror_realm_assets.catalog import listing, sidecars, stacks
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.listing import FileRow
+from mirror_realm_assets.catalog.sidecars import Sidecar
 from mirror_realm_assets.catalog.sources import Source, display_path
 from mirror_realm_assets.catalog.wants import Rule
 from mirror_realm_assets.errors import SetupError
@@ -24,6 +25,7 @@ from mirror_realm_assets.errors import SetupError
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")  # at least as much of it as tells a library's files apart
 _AFTER_HEX = "g"  # sorts behind every hex digit: a prefix is a range, and a range uses the index
 _CHOICES = 5
+_AWAY = ("missing", "deleted")
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,11 @@ def _beneath(source: Source, full: bytes) -> bytes | None:
 
 
 def facts(conn: sa.Connection, found: Found) -> dict[str, Any]:
-    """What is known of a file besides what a listing tells: its picture, metadata, places, and work."""
+    """What is known of a file besides what a listing tells: its picture, metadata, companions, places, and work."""
     return {
         **_content(conn, found.row),
+        "sidecars": _sidecars(conn, found),
+        "stack": stacks.of_media(conn, [found.row.media]).get(found.row.media) if found.row.media else None,
         "places": _places(conn, found.location_ids),
         "work": _work(conn, found.row),
     }
@@ -152,6 +156,13 @@ def _content(conn: sa.Connection, row: FileRow) -> dict[str, Any]:
     names = ("image_digest", "kind", "time_s", "page", "taken_at", "exif", "phash", "custody")
     known = conn.execute(query).first()
     return dict(zip(names, known or (None,) * len(names), strict=True))
+
+
+def _sidecars(conn: sa.Connection, found: Found) -> list[Sidecar]:
+    """Of the places where it is now; one that is left where a picture was is about whatever comes there."""
+    row = found.row
+    here = [path for path, state in zip(row.paths, row.path_states, strict=True) if state not in _AWAY]
+    return sidecars.of_pictures(conn, found.source.id, here or row.paths)
 
 
 def _places(conn: sa.Connection, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,6 +37,15 @@ class SourcePolicy(BaseModel):
     budget_device_seconds_day: float | None = Field(default=None, alias="budget.device_seconds_day", gt=0)
     budget_bytes_day: int | None = Field(default=None, alias="budget.bytes_day", gt=0)
     budget_read_mb_s: float | None = Field(default=None, alias="budget.read_mb_s", gt=0)
+    quiet_hours: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+
+    def is_quiet(self, at: datetime) -> bool:
+        """Whether the source is left alone at that local time: from the first time of `quiet_hours` to the second."""
+        if self.quiet_hours is None:
+            return False
+        begin, end = self.quiet_hours.split("-")
+        clock = at.strftime("%H:%M")
+        return begin <= clock < end if begin <= end else clock >= begin or clock < end
 
     def as_options(self) -> dict[str, Any]:
         """The options that differ from their defaults, under the names people write."""

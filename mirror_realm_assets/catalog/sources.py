@@ -50,6 +50,10 @@ class Source:
         """Whether new work of this source is started."""
         return self.state == "active"
 
+    def is_quiet(self, at: datetime) -> bool:
+        """Whether its quiet hours are at that time, by the clock of this machine's time zone."""
+        return self.policy.is_quiet(at.astimezone())
+
 
 def display_path(path: bytes) -> str:
     r"""A path for people and JSON: bytes that are no UTF-8 appear as `\udcXX` escapes."""

@@ -137,6 +137,7 @@ locations = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     _time("next_attempt_at"),
     _ref("media_id", "media", null=True),
+    sa.Column("stem_key", BigInt),  # of its name without suffix in its folder: members of a stack have the same
     # The stat at which the bytes were last identified; differing from `size, mtime_ns` means that there is work.
     sa.Column("identified_size", BigInt),
     sa.Column("identified_mtime_ns", BigInt),
@@ -147,7 +148,40 @@ locations = sa.Table(
     sa.UniqueConstraint("source_id", "path"),
     sa.Index("ix_locations_state", "source_id", "state"),
     sa.Index("ix_locations_inode", "source_id", "inode"),  # a moved file is known again by it
+    sa.Index("ix_locations_stem", "source_id", "stem_key"),
     _one_of("state", "present", "missing", "deleted", "ignored", "unreadable"),
+)
+
+# Whose they are is nowhere written: it follows from names (`companions`), whatever came first or was moved.
+sidecars = sa.Table(
+    "sidecars",
+    metadata,
+    _id(),
+    _ref("source_id", "sources", index=False),
+    sa.Column("path", sa.LargeBinary, nullable=False),  # relative to the root, raw bytes
+    sa.Column("folder", sa.LargeBinary, nullable=False),  # the prefix of its folder
+    sa.Column("about_key", BigInt, nullable=False),  # what it is about is looked up by this
+    sa.Column("kind", sa.String(10), nullable=False),
+    sa.Column("size", BigInt, nullable=False),
+    sa.Column("mtime_ns", BigInt, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("code", sa.String(40)),
+    sa.Column("reason", sa.Text),
+    sa.Column("facts", Json),  # what it says; of one that waits, what it said before
+    _time("next_attempt_at"),
+    _time("first_seen_at", null=False),
+    _time("read_at"),
+    sa.UniqueConstraint("source_id", "path"),
+    sa.Index("ix_sidecars_folder", "source_id", "folder"),
+    sa.Index("ix_sidecars_about", "source_id", "about_key"),
+    sa.Index(
+        "ix_sidecars_waiting",
+        "source_id",
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
+    ),
+    _one_of("kind", "xmp", "takeout", "aae"),
+    _one_of("state", "waiting", "read", "refused"),
 )
 
 # What people, tags, ownership and erasure hang on. A changed file is a new version of the same media; a move keeps it.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from mirror_realm_assets.catalog.listing import FileRow
     from mirror_realm_assets.catalog.one_file import Found
+    from mirror_realm_assets.catalog.sidecars import Sidecar
+    from mirror_realm_assets.catalog.stacks import Stack
     from mirror_realm_assets.settings import Settings
 
 _COLOURS = {"ok": "green", "empty": "green", "failed": "red", "refused": "yellow", "pending": "cyan", "running": "cyan"}
@@ -45,6 +47,7 @@ def row_json(row: FileRow, root: bytes) -> dict[str, Any]:
         "width": row.width,
         "height": row.height,
         "features": row.features,
+        "stack": row.stack,
     }
 
 
@@ -84,6 +87,17 @@ class Page:
             yield "taken", ", ".join(_exif(body["taken_at"], body["exif"] or {}))
         if body["media"]:
             yield "media", body["media"]
+        yield from self._companions()
+
+    def _companions(self) -> Iterator[tuple[str, str]]:
+        for sidecar in self.body["sidecars"]:
+            words = [f"{name} {value}" for name, value in sidecar["values"].items()]
+            said = (
+                f"{sidecar['code']}: {sidecar['reason']}" if sidecar["code"] else ", ".join(words) or sidecar["state"]
+            )
+            yield "sidecar", safe(f"{Path(sidecar['paths'][0]).name}: {said}")
+        for member in (self.body["stack"] or {}).get("members", ()):
+            yield "stack", safe(f"{member['role'].replace('_', ' ')} {Path(member['paths'][0]).name}")
 
     def _features(self) -> Any:
         from rich import box
@@ -151,6 +165,7 @@ def page(settings: Settings, conn: sa.Connection, found: Sequence[Found], asked:
     facts = one_file.facts(conn, first)
     work = facts.pop("work")
     places = [_place(first, place) for place in facts.pop("places")]
+    facts |= _companions(facts, first.source.root)
     seen = {first.row.media}
     for other in found[1:]:
         if other.row.media not in seen:
@@ -170,6 +185,28 @@ def page(settings: Settings, conn: sa.Connection, found: Sequence[Found], asked:
             run["url"] = f"{ui}/runs/{run['run_id']}"
     body["others"] = [row_json(other.row, other.source.root) for other in found[1:]]
     return Page(settings, found, body, asked)
+
+
+def _companions(facts: dict[str, Any], root: bytes) -> dict[str, Any]:
+    """Sidecars and stack as JSON knows them."""
+    stack: Stack | None = facts["stack"]
+    sidecars: list[Sidecar] = facts["sidecars"]
+    names = ("kind", "state", "code", "reason", "values", "read_at")
+    return {
+        "sidecars": [{**_full(root, each.path), **{name: getattr(each, name) for name in names}} for each in sidecars],
+        "stack": stack
+        and {
+            "primary": stack.primary.media,
+            "members": [
+                {"media": each.media, "digest": each.digest, "role": each.role, **_full(root, each.path)}
+                for each in stack.members
+            ],
+        },
+    }
+
+
+def _full(root: bytes, path: bytes) -> dict[str, Any]:
+    return paths_json([os.path.join(root, path)])  # noqa: PTH118 - bytes
 
 
 def _place(found: Found, place: dict[str, Any]) -> dict[str, Any]:

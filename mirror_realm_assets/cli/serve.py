@@ -150,6 +150,7 @@ def _words(counts: SourceStatus) -> str:
 @click.command()
 def watch() -> None:
     """Watch all sources and write what is found into the journal."""
+    from mirror_realm_assets.catalog import workers
     from mirror_realm_assets.ingest.watch import watch as watch_sources
     from mirror_realm_assets.stages.worker import Worker
 
@@ -157,6 +158,7 @@ def watch() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with opened() as (settings, services):
+        workers.bury_the_dead(services.catalog)  # a watcher that was killed holds its sources no longer
         beat = {"beat_seconds": settings.heartbeat_seconds, "lease_seconds": settings.lease_seconds}
         with Worker(services.catalog, "watch", None, **beat) as worker:
             watch_sources(services.catalog, settings, worker.id, stop, lambda text: say(safe(text)))

@@ -145,12 +145,17 @@ def _show_findings(found: Sequence[Finding]) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go and change nothing.")
 @json_option
 def gc(dry_run: bool, as_json: bool) -> None:
-    """Clean the store: what nothing names goes to its trash, and for good after 7 days."""
+    """Clean the store: what nothing names goes to its trash, and for good after 7 days.
+
+    What was made of files that were deleted more than MIRROR_REALM_PURGE_DAYS ago is not named any more.
+    """
     from mirror_realm_assets.catalog import intents
+    from mirror_realm_assets.catalog.purge import Purged, purge
     from mirror_realm_assets.store.gc import collect
 
     with opened() as (settings, services):
         retired = 0 if dry_run else intents.retire(services.catalog, _INTENT_AGE)
+        purged = Purged() if dry_run else purge(services.catalog, settings.purge_days)
         report = collect(
             services.store,
             _Named(services.catalog),
@@ -159,12 +164,14 @@ def gc(dry_run: bool, as_json: bool) -> None:
             on_progress=_Teller().tell,
         )
     if as_json:
-        emit(asdict(report) | {"retired_intents": retired})
+        emit(asdict(report) | {"retired_intents": retired, "purged_media": purged.media})
         return
     for key in report.trashed_keys:
         show(safe(key))
     if report.trashed > len(report.trashed_keys):
         show(f"... and {report.trashed - len(report.trashed_keys)} more")
+    if purged.media:
+        show(f"{purged.media} files that were deleted long ago were purged.")
     would = "would go" if dry_run else "went"
     show(f"{report.scanned} objects, {report.kept} kept.")
     show(f"To the trash {would} {report.trashed} objects, {human_bytes(report.trashed_bytes)}.")

@@ -244,7 +244,7 @@ def _state(source: Any) -> str:
 
 
 # Accepted, because the contract names them, and without effect until the stages that read them are there.
-_UNUSED = ("faces", "budget.device_seconds_day", "budget.bytes_day", "budget.read_mb_s")
+_UNUSED = ("faces", "budget.device_seconds_day", "budget.bytes_day")
 
 
 def _say_unused(options: dict[str, Any]) -> None:

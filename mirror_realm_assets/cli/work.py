@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ def ingest(name: str, strict: bool, as_json: bool) -> None:
             else:
                 say(f"mirror-realm up is running (pid {daemon}): it does the work, this waits.")
                 errors = _wait(settings, services, name)
+        _read_sidecars(services, source)
         found = _status(settings, services, name)
     _tell_end(name, found, scanned)
     for error in errors:
@@ -99,17 +100,24 @@ def _scan(settings: Settings, services: Services, source: Source) -> Scanned:
     return total
 
 
+def _read_sidecars(services: Services, source: Source) -> None:
+    """Those that the scan had no time for: pictures went first."""
+    from mirror_realm_assets.ingest.sidecar_watch import SidecarWatch
+
+    read = SidecarWatch(services.catalog, source.id).read(source.root, math.inf)
+    if read:
+        say(f"{read} more sidecars read.")
+
+
 def _form(settings: Settings, services: Services, source: Source) -> None:
-    from mirror_realm_assets.ingest.batching import form_batches
+    from mirror_realm_assets.ingest.batching import Former
     from mirror_realm_assets.pipeline import standard_stages
 
-    owner = str(uuid.uuid4())
+    former = services.held("former", lambda: Former(services.catalog))
     stages = standard_stages(settings)
     # A sensor's tick may be forming right now; whoever comes second finds nothing left to form.
     for _try in range(20):
-        formed = form_batches(
-            services.catalog, settings, stages, owner, source_id=source.id, now_or_never=True, requested_by="cli"
-        )
+        formed = former.form(settings, stages, source_id=source.id, now_or_never=True, requested_by="cli")
         if formed.leased:
             return
         time.sleep(0.5)

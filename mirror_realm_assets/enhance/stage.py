@@ -11,8 +11,8 @@ from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.ingest.decoders import decoder
 from mirror_realm_assets.ingest.opening import open_original
-from mirror_realm_assets.ingest.stage import decoder
 from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.services import Services
 from mirror_realm_assets.stages.stage import Result, Stage, finding_of

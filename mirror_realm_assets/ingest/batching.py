@@ -6,19 +6,24 @@ What belongs here: the one transaction that turns waiting files into batches. Wh
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import batches, files, leases, sources, sweep
+from mirror_realm_assets.catalog import batches, files, leases, sources, sweep, workers
 from mirror_realm_assets.catalog.batches import Batch, NewItem
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.forming import BatchLimits, Candidate, cut
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.fault_points import point
+from mirror_realm_assets.ingest.scan import SAMPLE_FILES
+from mirror_realm_assets.liveness import identity
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.stage import Stage, lane_features
 
@@ -76,8 +81,7 @@ def form_batches(
         requested_by: who asked.
     """
     formed = Formed()
-    with catalog.write() as conn:
-        lease = leases.acquire(conn, _FORMER, owner, settings.lease_seconds)
+    lease = _take(catalog, owner, settings.lease_seconds)
     if lease is None:
         return Formed(leased=False)
     try:
@@ -86,11 +90,18 @@ def form_batches(
             with catalog.write() as conn:
                 leases.check(conn, lease)
                 drained = files.drain_journal(conn)
+                _point_if(drained, "drain.before_commit")
+            _point_if(drained, "drain.after_commit")
             formed.drained += drained
             if drained < files.DRAIN:
                 break
         with catalog.read() as conn:
-            active = [s for s in sources.all_sources(conn) if s.active and source_id in (None, s.id)]
+            at = now(conn)
+            active = [
+                s
+                for s in sources.all_sources(conn)
+                if s.active and source_id in (None, s.id) and (now_or_never or not s.is_quiet(at))
+            ]
         for source in active:
             if not _can_be_worked_on(catalog, stages, source):
                 continue
@@ -98,11 +109,57 @@ def form_batches(
                 leases.check(conn, lease)
                 new = _form_source(conn, settings, stages, source, now_or_never, requested_by)
                 formed.keys.extend(batch.key for batch in new)
+                _point_if(new, "form.before_commit")
+            _point_if(new, "form.after_commit")
             formed.keys.extend(_sweep(catalog, settings, stages, source, lease))
     finally:
         with catalog.write() as conn:
             leases.release(conn, lease)
     return formed
+
+
+class Former:
+    """This process as one that forms: a worker, so that its death frees the lease, and one tick of it at a time.
+
+    Args:
+        catalog: the ledger.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._one_at_a_time = threading.Lock()  # a tick that outlives its time-out has the same owner as the next
+        with catalog.write() as conn:
+            self._id = workers.register(conn, "form", identity())
+
+    def form(self, settings: Settings, stages: Sequence[Stage], **options: Any) -> Formed:
+        """See `form_batches`."""
+        if not self._one_at_a_time.acquire(blocking=False):
+            return Formed(leased=False)
+        try:
+            return form_batches(self._catalog, settings, stages, self._id, **options)
+        finally:
+            self._one_at_a_time.release()
+
+    def close(self) -> None:
+        """It ends in good order."""
+        with self._catalog.write() as conn:
+            workers.end(conn, self._id)
+
+
+def _take(catalog: Catalog, owner: str, seconds: float) -> leases.Lease | None:
+    """The right to form; a holder whose process is provably gone does not count."""
+    for attempt in range(2):
+        with catalog.write() as conn:
+            lease = leases.acquire(conn, _FORMER, owner, seconds)
+        if lease is not None or attempt:
+            return lease
+        workers.bury_the_dead(catalog)
+    return None
+
+
+def _point_if(anything: object, name: str) -> None:
+    if anything:  # an idle tick passes no point
+        point(name)
 
 
 def _can_be_worked_on(catalog: Catalog, stages: Sequence[Stage], source: Source) -> bool:
@@ -128,7 +185,15 @@ def _form_source(
     waiting = files.waiting(conn, source.id, _MAX_WAITING, max_file_bytes=settings.max_file_bytes)
     if not waiting:
         return []
-    candidates = [Candidate(w.location_id, w.size, search_seconds(w.size), w.waiting_since) for w in waiting]
+    if len(waiting) > SAMPLE_FILES and not batches.has_any(conn, source.id):
+        # Of a new source the watcher finds a sample of every folder first.
+        sample = files.sample_waiting(conn, source.id, SAMPLE_FILES)
+        taken = {one.location_id for one in sample}
+        waiting = sample + [one for one in waiting if one.location_id not in taken]
+    slow = 1 / (source.policy.budget_read_mb_s * 1e6) if source.policy.budget_read_mb_s else 0.0
+    candidates = [
+        Candidate(w.location_id, w.size, max(search_seconds(w.size), w.size * slow), w.waiting_since) for w in waiting
+    ]
     busy = not now_or_never and batches.has_open(conn, source.id, lane_features(stages, "search"))
     limits = limits_of(settings)
     if now_or_never:

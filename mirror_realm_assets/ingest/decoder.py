@@ -6,7 +6,9 @@ itself (`ingest.decoding`, which only the child imports) and the child's limits 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -70,6 +72,13 @@ class Decoder:
         """End the child. A later call starts another."""
         with self._lock:
             self._child.close()
+
+    def interrupt(self) -> None:
+        """End what another thread is decoding: it is refused there as `decoder_crashed`, which is nobody's verdict."""
+        pid = self._child.pid
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def proxy(self, fd: int, *, long_side: int) -> Decoded:
         """Decode the picture, video or document in the file `fd` and make the proxies of its parts.

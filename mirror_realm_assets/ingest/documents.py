@@ -41,6 +41,7 @@ def describe(data: mmap.mmap, long_side: int, *, max_pixels: int, seconds: float
     end = time.monotonic() + seconds
     document = _opened(data)
     try:
+        document.init_forms()  # so that fields are drawn with what is filled in
         count = len(document)
         if count < 1:
             raise Refused("corrupt", "The document has no page.")

@@ -23,6 +23,7 @@ from mirror_realm_assets.ingest import scan
 from mirror_realm_assets.ingest.one_scan import OneScan, Scanned
 from mirror_realm_assets.ingest.originals import read_verified
 from mirror_realm_assets.ingest.scan import AWAY, Difference, Entry, Folder, Walk
+from mirror_realm_assets.ingest.sidecar_watch import SidecarWatch
 from mirror_realm_assets.installation import on_network
 from mirror_realm_assets.settings import Settings
 
@@ -31,6 +32,8 @@ _MOVABLE = ("present", "missing", "unreadable")
 _LAST = 2**62
 # How long folders that are as they were are not compared with the ledger.
 _COMPARE_SECONDS = 3600.0
+_SAMPLE_SECONDS = 60.0
+_SIDECAR_SECONDS = 10.0  # of one scan; what is left is read after the next one
 
 
 def own_folders(settings: Settings) -> set[tuple[int, int]]:
@@ -70,6 +73,8 @@ class FolderWatch:
         self._generation = -1
         self._compared_at = 0.0
         # On network drives inodes change with a mount and are used again.
+        self._sampled = False
+        self._sidecars = SidecarWatch(catalog, source.id)
         self._inodes_hold = not on_network(Path(os.fsdecode(source.root)))
 
     def is_of(self, source: Source) -> bool:
@@ -114,10 +119,30 @@ class FolderWatch:
         """As the ledger said when the last scan began."""
         return self._source
 
-    def walk(self, on_folder: Callable[[Walk], None]) -> Walk:
-        """A new walk over the source's folder."""
-        own = own_folders(self._settings)
-        return Walk(self._source.root, self._source.policy.ignore, own, disk=self._disk, on_folder=on_folder)
+    def walk(self, on_folder: Callable[[Walk], None], *, sidecars: bool = True) -> Walk:
+        """A new walk over the source's folder; one without sidecars does not look for any."""
+        return Walk(
+            self._source.root,
+            self._source.policy.ignore,
+            own_folders(self._settings),
+            disk=self._disk,
+            on_folder=on_folder,
+            on_sidecars=self._sidecars.begin() if sidecars else None,
+        )
+
+    def sample_of_new(self, clock: Callable[[], float]) -> list[Entry]:
+        """Of a source that nothing is known of yet, once: the newest file of each folder.
+
+        A first walk over millions of files takes long, over a network drive for hours, and finds the files of one
+        folder after the other. People want to see something of everything soon.
+        """
+        if self._sampled:
+            return []
+        self._sampled = True
+        if self._written or self.counts():
+            return []
+        walk = self.walk(lambda _walk: None, sidecars=False)
+        return scan.newest_of_each_folder(walk, most=scan.SAMPLE_FILES, seconds=_SAMPLE_SECONDS, clock=clock)
 
     def look(self, path: bytes) -> Entry | None:
         """One file as a walk would take it; raises OSError when it cannot be looked at."""
@@ -175,7 +200,10 @@ class FolderWatch:
     def _remember(self, walk: Walk, differing: Iterable[bytes]) -> None:
         """Keep what a complete walk saw; folders that differed are compared again."""
         self._folders = walk.folders if walk.complete else {}
-        for prefix in differing:
+        self._look_again(differing)
+
+    def _look_again(self, prefixes: Iterable[bytes]) -> None:
+        for prefix in prefixes:
             if prefix in self._folders:
                 self._folders[prefix] = self._folders[prefix]._replace(fingerprint=scan.UNKNOWN)
 
@@ -309,6 +337,12 @@ class FolderWatch:
         with self._catalog.write() as conn:
             sources.end_scan(conn, source.id, identity, held=held, used_up=used_up)
         self._refresh()
+
+    def settle_sidecars(self, walk: Walk, *, proved: bool) -> int:
+        """A walk is over: forget sidecars that are gone, if that is proved, and read new ones; returns how many."""
+        gone, unsettled = self._sidecars.end(walk.folders, proved=proved)
+        self._look_again(unsettled)
+        return gone + self._sidecars.read(self._source.root, _SIDECAR_SECONDS)
 
     def _refresh(self) -> None:
         with self._catalog.read() as conn:

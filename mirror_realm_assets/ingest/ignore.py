@@ -1,7 +1,7 @@
 """Which names in a source are never media: system files, network-drive artefacts, unfinished downloads, sidecars.
 
 What belongs here: patterns over names, decided without touching the disk. What does not: judging content
-(`ingest.formats`) and files still being written (`ingest.scan`).
+(`ingest.formats`), files still being written (`ingest.scan`), and whose a sidecar is (`catalog.companions`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase as fnmatch
 from fnmatch import translate
 from functools import lru_cache
+
+from mirror_realm_assets.catalog import companions
 
 # Pattern and why it is ignored. Order decides which reason is given; the catch-all for hidden names is last.
 _BUILT_IN: tuple[tuple[str, str], ...] = (
@@ -77,7 +79,25 @@ class Rules:
             return True
         if self._own is not None and self._own.match(text):
             return True
-        return bool(self._of_paths) and any(fnmatch(os.fsdecode(path).lower(), pattern) for pattern in self._of_paths)
+        return bool(self._of_paths) and self._matches(path)
+
+    def is_sidecar(self, name: bytes, path: bytes) -> bool:
+        """Whether a name is ignored only because it is a sidecar's: it is read, and never media.
+
+        Args:
+            name: as of `exclude`.
+            path: likewise.
+        """
+        text = name.decode("utf-8", "surrogateescape")
+        low = text.lower()
+        if not low.endswith(companions.SUFFIXES) or low in self._exact or low.startswith(self._begins):
+            return False
+        if (self._own is not None and self._own.match(text)) or self._matches(path):
+            return False
+        return companions.about(name) is not None
+
+    def _matches(self, path: bytes) -> bool:
+        return any(fnmatch(os.fsdecode(path).lower(), pattern) for pattern in self._of_paths)
 
 
 def ignored(path: bytes, patterns: Sequence[str] = ()) -> str | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mirror_realm_assets.catalog.files import Sighting
 from mirror_realm_assets.catalog.known import KnownRow
+from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.ingest.root_identity import is_same, may_be_same
 from mirror_realm_assets.ingest.scan import Difference, Entry, Walk
 
@@ -52,6 +53,7 @@ class Scanned:
         held: would be deleted, but they are so many that a person has to confirm it.
         unreliable: looked changed and, by a sample of them that was read, have the bytes that they had.
         odd: links and the like, seen for the first time.
+        sidecars: read, or not there any more.
         errors: why the scan is partial, or proves no absence.
     """
 
@@ -64,6 +66,7 @@ class Scanned:
     held: int = 0
     unreliable: int = 0
     odd: int = 0
+    sidecars: int = 0
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +78,7 @@ class Scanned:
             (self.missing, "gone"),
             (self.deleted, "deleted"),
             (self.odd, "not read"),
+            (self.sidecars, "sidecars new, changed or gone"),
             (self.unreliable, "with another time or inode and, by a sample, the same bytes"),
         )
         return ", ".join(f"{count} {what}" for count, what in counts if count) or NOTHING
@@ -91,7 +95,7 @@ class Scanned:
 
     def then(self, later: Scanned) -> Scanned:
         """Both as one: what was done adds up, what is so is as it was seen last."""
-        added = ("taken", "moved", "missing", "deleted", "unreliable", "odd")
+        added = ("taken", "moved", "missing", "deleted", "unreliable", "odd", "sidecars")
         return replace(later, **{name: getattr(self, name) + getattr(later, name) for name in added})
 
 
@@ -110,17 +114,20 @@ class OneScan:
         self._waited_for = folder.restless
         self._seen_again: set[bytes] = set()
         self._taken_early: set[bytes] = set()  # between two folders, before the walk came to them again
+        self._sample: set[bytes] = set()  # of a new source, until they rest
         self._fresh: list[Entry] = []
         self._suspects: list[tuple[Entry, KnownRow]] = []
         self._resting: list[Sighting] = []
         self._absent: list[Difference] = []
         self._left: set[bytes] = set()  # by files that were moved
         self._generation: int | None = None
+        self._proved = False  # that what is not there is gone
         self._written_at = clock()
 
     def run(self) -> Scanned:
         """Walk, compare, journal; see `FolderWatch.scan`."""
         folder, report = self._folder, self._report
+        self._begin_with_a_sample()
         walk = folder.walk(self._between_folders)
         for found in folder.differences(walk):
             if found.entry is None:
@@ -145,16 +152,29 @@ class OneScan:
             report.odd = len(odd)
             self._generation = folder.journal(odd, self._generation)
         self._settle_absence(walk)
+        report.sidecars = folder.settle_sidecars(walk, proved=self._proved and not report.held and not report.errors)
         report.restless = len(folder.restless)
         return report
 
     # --- files that are there ---
 
+    def _begin_with_a_sample(self) -> None:
+        for entry in self._folder.sample_of_new(self._clock):
+            if found := self._folder.resting(entry, self._clock()):
+                self._resting.append(found)
+                self._taken_early.add(entry.path)
+            else:
+                self._sample.add(entry.path)
+        self._write()
+
     def _between_folders(self, _walk: Walk) -> None:
         at = self._clock()
         for path in self._folder.due(at):
             self._look_again(path, at)
-        if len(self._resting) >= _JOURNAL_ROWS or at - self._written_at >= _JOURNAL_SECONDS:
+        sampled = bool(self._sample) and self._sample <= self._taken_early
+        if sampled:
+            self._sample = set()  # it goes first, and does not wait for more
+        if sampled or len(self._resting) >= _JOURNAL_ROWS or at - self._written_at >= _JOURNAL_SECONDS:
             self._sort_out_fresh()
             self._write()
 
@@ -230,6 +250,7 @@ class OneScan:
                 "nevertheless, say so with `sources confirm-deletions`."
             )
             return
+        self._proved = recorded is not None
         gone = self._gone() if recorded is not None else []
         missing = [found for found in gone if found.known and found.known[3] not in ("missing", "deleted")]
         again = [found for found in gone if found.known and found.known[3] == "missing"]
@@ -239,6 +260,7 @@ class OneScan:
             sightings = [Sighting("missing", found.path) for found in missing]
             sightings += [Sighting("deleted", found.path) for found in deleted]
             self._generation = folder.journal(sightings, self._generation)
+            point("scan.absence_journalled")
         report.missing, report.deleted = len(missing), len(deleted)
         # What a person has confirmed holds until everything that it is about is deleted, which takes two scans.
         used_up = folder.source.deletions_confirmed and not missing and len(ripe) == len(again)

@@ -73,7 +73,12 @@ class Original:
 
 @contextmanager
 def read_original(
-    root: bytes, path: bytes, *, max_bytes: int, on_open: Callable[[int], None] | None = None
+    root: bytes,
+    path: bytes,
+    *,
+    max_bytes: int,
+    on_open: Callable[[int], None] | None = None,
+    pace: Callable[[int], None] | None = None,
 ) -> Iterator[Original]:
     """Open `path` beneath `root` once, copy its bytes while hashing them, and lend the copy.
 
@@ -85,6 +90,7 @@ def read_original(
         path: relative to the root, as the disk spells it.
         max_bytes: larger files are refused before a byte is read.
         on_open: called with the source's file descriptor after the first stat and before the first read.
+        pace: called after each read with the number of bytes, and may wait.
 
     Yields:
         The original; its `fd` is closed at the end of the block.
@@ -95,7 +101,7 @@ def read_original(
     """
     source = open_beneath(root, path)
     try:
-        original = _copied(source, max_bytes, on_open)
+        original = _copied(source, max_bytes, on_open, pace)
     finally:
         os.close(source)
     try:
@@ -119,7 +125,9 @@ def read_verified(
         yield original
 
 
-def _copied(source: int, max_bytes: int, on_open: Callable[[int], None] | None) -> Original:
+def _copied(
+    source: int, max_bytes: int, on_open: Callable[[int], None] | None, pace: Callable[[int], None] | None
+) -> Original:
     before = FileStat.of(source)
     if before.size == 0:
         raise Refused("empty_file", "The file has 0 bytes.")
@@ -130,7 +138,7 @@ def _copied(source: int, max_bytes: int, on_open: Callable[[int], None] | None) 
     in_memory = before.size <= IN_MEMORY_BYTES
     copy = _memory_file() if in_memory else _spool_file()
     try:
-        digest, size = _copy(source, copy, before.size)
+        digest, size = _copy(source, copy, before.size, pace)
         after = FileStat.of(source)
         if before != after or size != before.size:
             raise Failed("changed_while_reading", "The file changed while it was read.")
@@ -175,7 +183,7 @@ def _reads_the_same(source: int, digest: str, size: int, *, after_seconds: float
     return again.hexdigest() == digest
 
 
-def _copy(source: int, copy: int, size: int) -> tuple[str, int]:
+def _copy(source: int, copy: int, size: int, pace: Callable[[int], None] | None) -> tuple[str, int]:
     """Digest and count of the bytes copied: at most one more than `size`, which is enough to see a file grow."""
     digest = hashlib.sha256()
     count = 0
@@ -189,6 +197,8 @@ def _copy(source: int, copy: int, size: int) -> tuple[str, int]:
         digest.update(chunk)
         count += len(chunk)
         _write(copy, chunk)
+        if pace is not None:
+            pace(len(chunk))
     return digest.hexdigest(), count
 
 

@@ -12,15 +12,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mirror_realm_assets.catalog.companions import SUFFIXES
 from mirror_realm_assets.catalog.files import Sighting
 from mirror_realm_assets.catalog.known import KnownRow
 from mirror_realm_assets.ingest.ignore import Rules
 from mirror_realm_assets.ingest.root_identity import identity_of
 
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+# A quick first look at every name in a folder with ignored ones.
+_SIDECAR_ENDS = frozenset(os.fsencode(suffix[-4:]) for suffix in SUFFIXES)
 
 
 class Entry(NamedTuple):
@@ -75,6 +80,7 @@ class Walk:
         own: device and inode of folders of ours: what we make is never an input.
         disk: has `scandir`, `stat` and `lstat`; the system's own by default.
         on_folder: called before a folder is entered.
+        on_sidecars: told of each folder that is looked into, with the sidecars in it; none are files of the walk.
 
     Raises:
         SetupError: `folder_missing` when the root itself cannot be looked at.
@@ -96,6 +102,7 @@ class Walk:
         *,
         disk: Any = os,
         on_folder: Callable[[Walk], None] = lambda _walk: None,
+        on_sidecars: Callable[[bytes, Sequence[Entry]], None] | None = None,
     ) -> None:
         self.identity = identity_of(root, disk)
         self.files = 0
@@ -108,6 +115,7 @@ class Walk:
         self._own = frozenset(own)
         self._disk = disk
         self._on_folder = on_folder
+        self._on_sidecars = on_sidecars
 
     @property
     def complete(self) -> bool:
@@ -143,6 +151,11 @@ class Walk:
             stack.extend(here)
             gone = tuple(folder for folder in before.folders if folder not in here) if before else ()
             yield Changed(prefix, entries, gone)
+
+    def folder(self, prefix: bytes) -> tuple[list[Entry], list[bytes]]:
+        """The files in one folder, and the prefixes of the folders in it."""
+        found = self._sorted(prefix, *self._read(prefix))
+        return [entry for _path, entry in found if entry is not None], [path for path, entry in found if entry is None]
 
     def _read(self, prefix: bytes) -> tuple[list[tuple[bytes, os.stat_result]], int]:
         """Every name in a folder with its stat, and the fingerprint of all of them."""
@@ -200,13 +213,45 @@ class Walk:
         found.sort(key=_path)
         folders = tuple(path for path, entry in found if entry is None)
         self._note(prefix, Folder(fingerprint, files, ignored, folders, tuple(odd)))
+        if self._on_sidecars is not None:
+            self._on_sidecars(prefix, self._sidecars(prefix, seen) if ignored else ())
         return found
+
+    def _sidecars(self, prefix: bytes, seen: list[tuple[bytes, os.stat_result]]) -> list[Entry]:
+        is_sidecar = self._rules.is_sidecar
+        return [
+            Entry(prefix + name, stats.st_size, stats.st_mtime_ns, stats.st_ino, stats.st_dev)
+            for name, stats in seen
+            if name[-4:].lower() in _SIDECAR_ENDS and stat.S_ISREG(stats.st_mode) and is_sidecar(name, prefix + name)
+        ]
 
     def _note(self, prefix: bytes, folder: Folder) -> None:
         self.folders[prefix] = folder
         self.files += folder.files
         self.ignored += folder.ignored
         self.odd.extend(folder.odd)
+
+
+def newest_of_each_folder(
+    walk: Walk, *, most: int, seconds: float, clock: Callable[[], float] = time.monotonic
+) -> list[Entry]:
+    """The newest file of each folder, the newest of all first; folders near the root before those deep inside.
+
+    Args:
+        walk: is used up.
+        most: how many files are enough.
+        seconds: after which it ends wherever it is.
+        clock: monotonic seconds.
+    """
+    end = clock() + seconds
+    found: list[Entry] = []
+    folders = deque([b""])
+    while folders and len(found) < most and clock() < end:
+        files, below = walk.folder(folders.popleft())
+        folders.extend(below)
+        if files:
+            found.append(max(files, key=lambda entry: entry.mtime_ns))
+    return sorted(found, key=lambda entry: -entry.mtime_ns)
 
 
 def _path(item: tuple[bytes, Entry | None]) -> bytes:
@@ -218,6 +263,10 @@ def _link_code(root: bytes, path: bytes) -> str:
     top = os.path.realpath(root)
     target = os.path.realpath(os.path.join(top, path))  # noqa: PTH118 - pathlib has no bytes paths
     return "not_regular" if target == top or target.startswith(top.rstrip(b"/") + b"/") else "outside_root"
+
+
+SAMPLE_FILES = 1000
+"""So many files of a new source are taken first, the newest of each folder."""
 
 
 class Difference(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from mirror_realm_assets.catalog import features
@@ -17,8 +18,9 @@ from mirror_realm_assets.catalog.media import Identified, Part
 from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.errors import Failed, Refused
 from mirror_realm_assets.ingest.decoded import Decoded
-from mirror_realm_assets.ingest.decoder import Decoder
+from mirror_realm_assets.ingest.decoders import ASIDE, Decoders
 from mirror_realm_assets.ingest.originals import Original, read_original
+from mirror_realm_assets.ingest.pace import Pace
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.flow import read_ahead
@@ -29,6 +31,7 @@ from mirror_realm_assets.store.interface import StoredObject
 
 CODE_VERSION = "1"
 _PROXY_VERSION = "1"
+_ASIDE_SECONDS = 2.0
 
 
 def proxy_version(settings: Settings) -> str:
@@ -53,20 +56,6 @@ def raw_media_stage(settings: Settings) -> Stage:
     )
 
 
-def decoder(services: Services) -> Decoder:
-    """This process's sandboxed decoder, with the limits of its settings."""
-    s = services.settings
-    return services.held(
-        "decoder",
-        lambda: Decoder(
-            seconds=s.decode_seconds,
-            memory_bytes=s.decode_memory_bytes,
-            max_pixels=s.max_pixels,
-            max_frames=s.max_frames,
-        ),
-    )
-
-
 @dataclass
 class _Read:
     """One original in memory until it is decoded."""
@@ -75,29 +64,59 @@ class _Read:
     closing: contextlib.ExitStack
 
 
+@dataclass
+class _Decoding:
+    """One original that is being decoded."""
+
+    work: Work
+    read: _Read
+    began: float
+    future: Future[Decoded]
+    stored_key: str | None
+    objects: list[tuple[str, StoredObject]]
+    intents: list[int]
+
+
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
-    """Read ahead in a thread, decode in the sandbox, write the proxy; see `stages.stage.Run`."""
+    """Read ahead in a thread, decode in the sandbox, write the proxy; see `stages.stage.Run`.
+
+    A file that is not decoded after two seconds is put aside, and the others go on meanwhile.
+    """
+    rate = context.policy.budget_read_mb_s
+    pace = Pace(rate) if rate is not None else None
 
     def read(work: Work) -> _Read:
         with contextlib.ExitStack() as stack:
-            original = stack.enter_context(_original(work, context))
+            original = stack.enter_context(_original(work, context, pace))
             return _Read(original, stack.pop_all())
 
-    loaded = read_ahead(works, read, threads=1)
-    for work, found in loaded:
-        began = time.monotonic()
-        if isinstance(found, Exception):
-            yield Result(work, finding_of(found, default="io_error"))
-            continue
-        with found.closing:
-            yield _identify(work, found.original, context, began)
+    aside: list[_Decoding] = []
+    with contextlib.ExitStack() as unfinished, Decoders(context.services) as decoders:
+        for work, found in read_ahead(works, read, threads=1):
+            began = time.monotonic()
+            if isinstance(found, Exception):
+                yield Result(work, finding_of(found, default="io_error"))
+                continue
+            unfinished.push(found.closing)
+            one = _begin(work, found, context, decoders, began)
+            if isinstance(one, _Decoding):
+                aside.append(one)
+                wait([one.future], timeout=_ASIDE_SECONDS)
+            else:
+                found.closing.close()
+                yield one
+            for finished in [each for each in aside if each.future.done()] or aside[: max(0, len(aside) - ASIDE)]:
+                aside.remove(finished)
+                yield _finish(finished, context)
+        for one in aside:
+            yield _finish(one, context)
 
 
-def _original(work: Work, context: StageContext) -> contextlib.AbstractContextManager[Original]:
+def _original(work: Work, context: StageContext, pace: Pace | None) -> contextlib.AbstractContextManager[Original]:
     max_bytes = context.services.settings.max_file_bytes
     subject = work.subject
     if subject.path is not None:
-        return read_original(subject.root, subject.path, max_bytes=max_bytes)
+        return read_original(subject.root, subject.path, max_bytes=max_bytes, pace=pace)
     from mirror_realm_assets.ingest.opening import open_original  # a media without a place of its own
 
     if subject.digest is None:
@@ -105,30 +124,62 @@ def _original(work: Work, context: StageContext) -> contextlib.AbstractContextMa
     return open_original(context.services, subject.digest)
 
 
-def _identify(work: Work, original: Original, context: StageContext, began: float) -> Result:
-    """What the bytes are; a refusal by the decoder still identifies them."""
-    services = context.services
-    found = Identified(original.digest, original.size, original.stat.mtime_ns)
+def _begin(work: Work, read: _Read, context: StageContext, decoders: Decoders, began: float) -> _Decoding | Result:
+    """Begin to decode, unless the bytes are known."""
+    original = read.original
     if _known(work, original.digest, context):
         # A move, or a second copy: nothing is decoded again.
+        found = _bytes_of(original)
         return Result(work, Finding("ok", seconds=time.monotonic() - began), identified=found, known=True)
     objects: list[tuple[str, StoredObject]] = []
     intents: list[int] = []
     try:
         stored_key = _keep(original, context, objects, intents)
-        decoded = decoder(services).proxy(original.fd, long_side=services.settings.proxy_long_side)
-        proxies = _write_proxies(work, decoded, context, objects, intents)
     except Exception as error:
-        finding = finding_of(error, seconds=time.monotonic() - began, default="internal")
-        limits = _limits_of(finding, services) if isinstance(error, Refused) else None
-        return Result(
-            work,
-            Finding(finding.status, code=finding.code, reason=finding.reason, limits=limits, seconds=finding.seconds),
-            objects,
-            intents,
-            # A failure of ours must not stop the file from being known by its bytes either.
-            found,
-        )
+        return _failed(work, original, context, error, began, objects, intents)
+    future = decoders.begin(original.fd, long_side=context.services.settings.proxy_long_side)
+    return _Decoding(work, read, began, future, stored_key, objects, intents)
+
+
+def _finish(one: _Decoding, context: StageContext) -> Result:
+    """What the bytes are, once they are decoded; a refusal by the decoder still identifies them."""
+    work, original, objects, intents = one.work, one.read.original, one.objects, one.intents
+    with one.read.closing:
+        try:
+            decoded = one.future.result()
+            proxies = _write_proxies(work, decoded, context, objects, intents)
+        except Exception as error:
+            return _failed(work, original, context, error, one.began, objects, intents)
+        return _identified(one, decoded, proxies)
+
+
+def _failed(
+    work: Work,
+    original: Original,
+    context: StageContext,
+    error: Exception,
+    began: float,
+    objects: list[tuple[str, StoredObject]],
+    intents: list[int],
+) -> Result:
+    finding = finding_of(error, seconds=time.monotonic() - began, default="internal")
+    limits = _limits_of(finding, context.services) if isinstance(error, Refused) else None
+    return Result(
+        work,
+        Finding(finding.status, code=finding.code, reason=finding.reason, limits=limits, seconds=finding.seconds),
+        objects,
+        intents,
+        # A failure of ours must not stop the file from being known by its bytes either.
+        _bytes_of(original),
+    )
+
+
+def _bytes_of(original: Original) -> Identified:
+    return Identified(original.digest, original.size, original.stat.mtime_ns)
+
+
+def _identified(one: _Decoding, decoded: Decoded, proxies: list[StoredObject]) -> Result:
+    original = one.read.original
     first = decoded.first
     output = {
         "proxies": {
@@ -144,16 +195,16 @@ def _identify(work: Work, original: Original, context: StageContext, began: floa
     if decoded.duration_s is not None:
         output["duration_s"] = decoded.duration_s
     return Result(
-        work,
-        Finding("ok", output, seconds=time.monotonic() - began),
-        objects,
-        intents,
+        one.work,
+        Finding("ok", output, seconds=time.monotonic() - one.began),
+        one.objects,
+        one.intents,
         Identified(
             digest=original.digest,
             size=original.size,
             mtime_ns=original.stat.mtime_ns,
             mime=decoded.mime,
-            stored_key=stored_key,
+            stored_key=one.stored_key,
             exif=decoded.exif,
             taken_at=decoded.taken_at,
             phash=decoded.phash,
@@ -214,7 +265,7 @@ def _write_proxies(
     proxies = []
     for number, part in enumerate(decoded.parts):
         key = keys.derived_key("raw_media", part.image_digest, number, work.recipe.digest, "jpg")
-        stored, ids = context.publish(key, part.proxy)
+        stored, ids = context.publish_once(key, part.proxy)
         _verify(context, stored)
         objects.append(("proxy", stored))
         intents.extend(ids)

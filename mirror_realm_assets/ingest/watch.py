@@ -1,7 +1,7 @@
 """Watching sources: polling, with native events where the file system sends them, into the journal.
 
 What belongs here: the loop over all sources. What does not: when a file rests and is taken (`folder_watch`), forming
-batches (`batching`); the watcher writes only the journal.
+batches (`batching`); the watcher writes only the journal, and what sidecars say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from mirror_realm_assets.catalog import leases, sources
-from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
@@ -72,7 +72,8 @@ def watch(
 def _mine(catalog: Catalog, settings: Settings, worker_id: str) -> list[Source]:
     """The active sources whose watching this process holds the lease of."""
     with catalog.read() as conn:
-        active = [source for source in sources.all_sources(conn) if source.active]
+        at = now(conn)
+        active = [source for source in sources.all_sources(conn) if source.active and not source.is_quiet(at)]
         names = {source.id: f"watch/{source.name}" for source in active}
         held = {source.id for source in active if leases.holder(conn, names[source.id]) == worker_id}
     mine = []

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mirror_realm_assets import fault_points
 from mirror_realm_assets.catalog import index, leases
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import Manifest
@@ -82,7 +83,7 @@ def build_index(
         lease_seconds: how long the lease lasts; it is renewed before every segment.
         run_id: the run that does it.
         on_progress: called with the number of vectors added so far after every round.
-        step: called with a step's name between any two steps; for fault tests.
+        step: called with a step's name between any two steps, for fault tests; by default they are fault points.
         rebuild: leave no old segment in place, as after one was damaged.
         segment_vectors: size at which the write buffer is sealed.
         round_vectors: what is read and published at once.
@@ -93,9 +94,8 @@ def build_index(
     """
     began = time.monotonic()
     lease = _take(catalog, source, recipe, worker_id, lease_seconds)
-    builder = Builder(
-        catalog, store, source, recipe, model, lease, lease_seconds, run_id, step or _no_step, segment_vectors
-    )
+    step = step or fault_points.points_of("index")
+    builder = Builder(catalog, store, source, recipe, model, lease, lease_seconds, run_id, step, segment_vectors)
     added = removed = 0
     published = False
     try:
@@ -137,7 +137,3 @@ def _report(manifest: Manifest | None, added: int, removed: int, published: bool
         seconds=seconds,
         published=published,
     )
-
-
-def _no_step(_name: str) -> None:
-    """The step hook outside of fault tests: nothing."""

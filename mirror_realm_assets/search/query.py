@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import index
+from mirror_realm_assets.catalog import index, stacks
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import Found, SegmentEntry
 from mirror_realm_assets.errors import Failed
@@ -110,9 +110,9 @@ def search(
 ) -> list[Hit]:
     """The `k` media most like `query`, best first.
 
-    A media is one hit, by its best part and with all its places. Equal scores are ordered by content digest, then by
-    the name of the source. A picture whose shard cannot be read, and that is in no index yet, is passed over with a
-    warning.
+    A media is one hit, by its best part and with all its places; of a stack only the best media is one. Equal scores
+    are ordered by content digest, then by the name of the source. A picture whose shard cannot be read, and that is in
+    no index yet, is passed over with a warning.
 
     Args:
         catalog: the ledger.
@@ -182,9 +182,10 @@ class _Search:
                 for subject, score in _identified(conn, candidates.places).items():
                     scores[subject] = max(score, scores.get(subject, score))
                 found = index.hits(conn, self.view.source_ids, list(scores))
+                in_stacks = stacks.of_media(conn, list({one.media for one in found}))
                 if not self.view.holds(conn):
                     return None
-            ranked = _ranked(found, scores)
+            ranked = _ranked(found, scores, {media: stack.primary.media for media, stack in in_stacks.items()})
             certain = sum(score > bound + _MARGIN for score, _found in ranked)
             if certain >= k or bound == float("-inf"):
                 return ranked[:k]
@@ -263,13 +264,15 @@ def _identified(conn: sa.Connection, places: Sequence[tuple[float, str, int]]) -
     }
 
 
-def _ranked(found: Sequence[Found], scores: Mapping[Subject, float]) -> list[tuple[float, Found]]:
-    """Each media once, by its best part, in order."""
+def _ranked(
+    found: Sequence[Found], scores: Mapping[Subject, float], stacked: Mapping[str, str]
+) -> list[tuple[float, Found]]:
+    """Each media once, by its best part, in order; of media of one stack only the best."""
     scored = [(scores[one.image_digest, one.part], one) for one in found]
     scored.sort(key=lambda pair: (-pair[0], pair[1].digest, pair[1].source, pair[1].media, pair[1].part))
     best: dict[str, tuple[float, Found]] = {}
     for score, one in scored:
-        best.setdefault(one.media, (score, one))
+        best.setdefault(stacked.get(one.media, one.media), (score, one))
     return list(best.values())
 
 

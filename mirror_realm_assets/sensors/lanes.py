@@ -6,7 +6,6 @@ has a floor of 5 s: an interval of 5 often ticks every 10.
 
 import json
 import time
-import uuid
 from collections.abc import Sequence
 
 import dagster as dg
@@ -15,7 +14,8 @@ from mirror_realm_assets.assets.factory import StageList
 from mirror_realm_assets.catalog import batches, sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.requests import Decision, Ended, RunWish, decide, run_key
-from mirror_realm_assets.ingest.batching import Formed, form_batches
+from mirror_realm_assets.fault_points import point
+from mirror_realm_assets.ingest.batching import Formed, Former
 from mirror_realm_assets.jobs import AssetJob
 from mirror_realm_assets.partitions import data_source, media_batch
 from mirror_realm_assets.resources.library import LibraryResource
@@ -50,7 +50,8 @@ def batch_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
     def _sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SensorResult | dg.SkipReason:
         services = library.services
         pipeline = stages(library.settings)
-        formed = form_batches(services.catalog, library.settings, pipeline, str(uuid.uuid4()))
+        former = services.held("former", lambda: Former(services.catalog))
+        formed = former.form(library.settings, pipeline)
         decision = _tick(context.instance, services.catalog, job.name, "search", pipeline)
         return _result(context.instance, services.catalog, "search", decision, formed)
 
@@ -159,6 +160,7 @@ def _result(
         for definition, keys in ((media_batch, new_batches), (data_source, new_sources))
         if keys
     ]
+    point("sensor.before_requests")
     return dg.SensorResult(
         run_requests=[_request(wish, lane) for wish in decision.wishes],
         dynamic_partitions_requests=adds,

@@ -1,4 +1,6 @@
-"""The pruner: every minute it keeps the live keys of `media_batch` few; see `pruning`.
+"""The pruner: every minute it keeps the live keys of `media_batch` few and forgets what was long deleted.
+
+See `pruning` and `catalog.purge`.
 
 A minute is often enough: the lanes add at most 25 keys a tick for runs of many seconds each, and the bounds leave room
 for a thousand.
@@ -6,6 +8,7 @@ for a thousand.
 
 import dagster as dg
 
+from mirror_realm_assets.catalog.purge import purge
 from mirror_realm_assets.pruning import Pruned, prune
 from mirror_realm_assets.resources.library import LibraryResource
 
@@ -14,12 +17,15 @@ from mirror_realm_assets.resources.library import LibraryResource
     name="pruner",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Retires the partition keys of the oldest finished batches when there are too many. Their runs and "
-    "events stay.",
+    description="Retires the partition keys of the oldest finished batches when there are too many (their runs and "
+    "events stay), and forgets what was made of files that were deleted long ago.",
 )
 def prune_sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SkipReason:
     """One round; it asks for no runs."""
-    return dg.SkipReason(_words(prune(context.instance, library.services.catalog, library.settings)))
+    catalog, settings = library.services.catalog, library.settings
+    purged = purge(catalog, settings.purge_days, rounds=4)
+    words = _words(prune(context.instance, catalog, settings))
+    return dg.SkipReason(f"{words} {purged.media} deleted files were purged." if purged.media else words)
 
 
 def _words(found: Pruned) -> str:

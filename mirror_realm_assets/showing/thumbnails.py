@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mirror_realm_assets.catalog import features
 from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.errors import MirrorRealmError
+from mirror_realm_assets.ingest.decoders import decoder
 from mirror_realm_assets.ingest.originals import read_original
-from mirror_realm_assets.ingest.stage import decoder
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.stages.services import Services
 

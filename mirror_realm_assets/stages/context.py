@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirror_realm_assets.catalog import batches as batch_rows
-from mirror_realm_assets.catalog import features
+from mirror_realm_assets.catalog import features, intents
 from mirror_realm_assets.catalog.batches import Batch
 from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.leases import Lease
@@ -126,6 +126,28 @@ class StageContext:
             if output:
                 found[work.item_id] = output["proxies"][str(work.subject.part)]
         return found
+
+    def publish_once(self, key: str, data: bytes) -> tuple[StoredObject, list[int]]:
+        """As `publish`, unless the object is there, whole, and named by a row already: then that one is returned.
+
+        For keys that several files share, as copies of a picture with other metadata share a proxy. Another release of
+        an encoder may write other bytes for the same picture, under which the first file would not find its own.
+        """
+        with self.writer.writing([key]) as written:
+            kept = self._kept(key)
+            return kept or written.put(key, data), list(written.intent_ids)
+
+    def _kept(self, key: str) -> StoredObject | None:
+        with self.services.catalog.read() as conn:
+            recorded = intents.recorded(conn, key)
+        if recorded is None:
+            return None
+        sha256, size = recorded
+        try:
+            self.services.store.read(key, sha256)
+        except Failed:
+            return None  # lost or damaged: it is written anew
+        return StoredObject(key, sha256, size)
 
     def publish(self, key: str, data: bytes) -> tuple[StoredObject, list[int]]:
         """Write one object; returns it with the ids of its intents, which the engine ends when it records.

@@ -23,6 +23,7 @@ from mirror_realm_assets.catalog.items import RAW, Work
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.wants import State
 from mirror_realm_assets.errors import REASONS, LeaseLost, SetupError, SystemicFailure
+from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.report import StageReport
 from mirror_realm_assets.stages.services import Services
@@ -99,6 +100,7 @@ def _take(services: Services, name: str, worker_id: str) -> Lease | None:
     for attempt in range(2):
         with services.catalog.write() as conn:
             lease = leases.acquire(conn, name, worker_id, services.settings.lease_seconds)
+        point("lease.after_commit")
         if lease is not None or attempt:
             return lease
         workers.bury_the_dead(services.catalog)
@@ -198,6 +200,7 @@ class _Run:
             with self.catalog.write() as conn:
                 leases.check(conn, self.context.lease)
                 items.claim(conn, chunk, self.context.lease.owner, self.context.services.settings.lease_seconds)
+            point("claim.after_commit")
             self.claimed.update((work.item_id, work) for work in chunk)
             yield from chunk
 
@@ -239,6 +242,8 @@ class _Run:
             for result in sorted(results, key=_record_order):
                 self._record_one(conn, result, final=final)
             items.release(conn, [result.work for result in results])
+            point("record.before_commit")
+        point("record.after_commit")
 
     def _record_one(self, conn: sa.Connection, result: Result, *, final: bool) -> None:
         work, finding = result.work, result.finding
@@ -304,6 +309,8 @@ class _Run:
         with self.catalog.write() as conn:
             leases.check(conn, self.context.lease)
             works = self._settle(conn)
+            point("settle.before_commit")
+        point("settle.after_commit")
         self.report.open_items = len({work.item_id for work in works if work.feature == self.stage.feature})
 
     def _leave(self) -> None:

@@ -13,10 +13,11 @@ import uuid
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mirror_realm_assets import fault_points
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.store.folders import FILE_MODE, LOCK, Root, Step, descend, locked
 from mirror_realm_assets.store.interface import Store
-from mirror_realm_assets.store.local import TEMPORARY, LocalStore, no_step
+from mirror_realm_assets.store.local import TEMPORARY, LocalStore
 
 LAYOUT = 1
 IDENTITY = "store.json"
@@ -26,13 +27,13 @@ _BEGINNINGS = frozenset({TEMPORARY, LOCK, "lost+found"})
 _MAX_IDENTITY_BYTES = 10_000
 
 
-def open_store(url: str, catalog_uuid: str, *, step: Step = no_step) -> Store:
+def open_store(url: str, catalog_uuid: str, *, step: Step | None = None) -> Store:
     """The store at `url`, made when there is none.
 
     Args:
         url: a folder, or `file:///folder`.
         catalog_uuid: identity of the catalog whose objects it keeps.
-        step: called between any two steps of a write; for fault tests.
+        step: called between any two steps of a write, for fault tests; by default they are fault points.
 
     Raises:
         SetupError: `store_mismatch` when it belongs to another catalog, has a layout that this version does not know,
@@ -40,6 +41,7 @@ def open_store(url: str, catalog_uuid: str, *, step: Step = no_step) -> Store:
             folder cannot be used.
     """
     path = _folder(url)
+    step = step or fault_points.points_of("store")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = Root.of(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ VALUES = {
     "budget.device_seconds_day": st.none() | st.floats(1, 1e6),
     "budget.bytes_day": st.none() | st.integers(1, 10**12),
     "budget.read_mb_s": st.none() | st.floats(1, 1e6),
+    "quiet_hours": st.none() | st.sampled_from(["23:00-06:30", "00:00-23:59"]),
 }
 options = st.fixed_dictionaries({}, optional=VALUES)
 
@@ -68,6 +70,8 @@ def test_an_unknown_option_is_named_with_those_there_are(given_options, name) ->
         ("watch", "always"),
         ("budget.bytes_day", "-1"),
         ("budget.read_mb_s", "inf"),
+        ("quiet_hours", "24:00-06:00"),
+        ("quiet_hours", "at night"),
         ("enhance_max_pixels", "5"),
     ],
 )
@@ -96,3 +100,18 @@ def test_names_of_the_grammar_are_taken(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(SetupError, match="no source name"):
         check_source_name(name)
+
+
+@pytest.mark.parametrize(
+    ("hours", "quiet", "loud"),
+    [
+        ("23:00-06:30", ("23:00", "03:00", "06:29"), ("06:30", "12:00", "22:59")),
+        ("08:00-18:00", ("08:00", "12:00", "17:59"), ("18:00", "00:00", "07:59")),
+    ],
+)
+def test_quiet_hours_go_over_midnight(hours, quiet, loud):
+    policy = parse_policy({"quiet_hours": hours})
+    for clock in quiet + loud:
+        at = datetime.fromisoformat(f"2026-03-04T{clock}:00")
+        assert policy.is_quiet(at) is (clock in quiet)
+    assert not parse_policy({}).is_quiet(at)

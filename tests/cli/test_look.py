@@ -36,7 +36,7 @@ STATUSES = {"ok", "empty", "failed", "refused", "pending", "running", "not_wante
 FEATURES = {"raw_media", "embeddings", "enhanced_images"}
 FILE_KEYS = {
     "media", "digest", "part", "source", "paths", "location_state", "reason", "mime", "bytes", "width", "height",
-    "features",
+    "features", "stack",
 }  # fmt: skip
 
 
@@ -297,6 +297,7 @@ def test_one_file_by_path_and_by_digest_with_its_history(home: Home, monkeypatch
     home.read()
     by_path = run_json("file", str(picture))
     assert FILE_KEYS | {"history", "batches", "places", "others", "image_digest", "exif", "taken_at"} <= set(by_path)
+    assert (by_path["sidecars"], by_path["stack"]) == ([], None)
     assert run_json("file", by_path["digest"]) == by_path
     monkeypatch.chdir(home.lab.folder)
     assert run_json("file", "../photos/./a.png") == by_path

@@ -446,6 +446,15 @@ def test_damage_inside_is_corruption(decoder):
     assert reason(decoder, b"\x89PNG\r\n\x1a\n" + bytes(100)) == "corrupt"
 
 
+def test_a_proxy_carries_none_of_the_original_s_metadata(decoder):
+    for pillow in ("JPEG", "PNG", "WEBP"):
+        exif = Image.Exif()
+        exif[0x010E] = "secret words"
+        found = decode(decoder, encoded(photo(64, 64), pillow, exif=exif, comment=b"secret words"))
+        assert b"secret words" not in found.first.proxy
+        assert not Image.open(io.BytesIO(found.first.proxy)).getexif()
+
+
 def test_what_is_no_picture_is_unsupported(decoder):
     for content in (b"<html></html>", b"MZ", encoded(photo(), "PPM"), encoded(photo(64, 64), "ICO")):
         assert reason(decoder, content) == "unsupported"
