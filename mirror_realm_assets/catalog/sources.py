@@ -153,6 +153,20 @@ def set_policy(conn: sa.Connection, name: str, options: Mapping[str, Any]) -> So
     return get(conn, name)
 
 
+def set_root(conn: sa.Connection, name: str, root: bytes) -> Source:
+    """Another folder is this source's now; its next complete scan says what that is known by."""
+    values = {
+        "root": root,
+        "root_display": display_path(root),
+        "root_identity": None,
+        "held_deletions": 0,
+        "deletions_confirmed": False,
+        "updated_at": now(conn),
+    }
+    conn.execute(t.sources.update().where(t.sources.c.name == name).values(**values))
+    return get(conn, name)
+
+
 def begin_scan(conn: sa.Connection, source_id: int) -> int:
     """The number of a new scan of the source."""
     conn.execute(

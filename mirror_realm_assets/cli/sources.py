@@ -59,15 +59,29 @@ def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> Non
 
 @sources_group.command("set")
 @click.argument("name")
-@click.option("--option", "options", multiple=True, required=True, metavar="KEY=VALUE", help="An option; repeatable.")
-def set_(name: str, options: tuple[str, ...]) -> None:
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option; repeatable.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where the source's folder lies now, when it was moved as a whole.",
+)
+def set_(name: str, options: tuple[str, ...], folder: Path | None) -> None:
     """Change options of a source; what they make wanted is done for all its files."""
     from mirror_realm_assets.catalog import sources
     from mirror_realm_assets.catalog.policy import parse_options
+    from mirror_realm_assets.ingest.relocation import relocate
     from mirror_realm_assets.pipeline import check_policy
 
+    if not options and folder is None:
+        raise click.UsageError("Give --option or --folder.")
     with opened() as (settings, services):
         chosen = parse_options(options)
+        if folder is not None:
+            root = folder.expanduser().absolute()
+            _refuse_ours(settings, root)
+            with services.catalog.read() as conn:
+                source = sources.get(conn, name)
+            relocate(services.catalog, source, os.fsencode(root))
         with services.catalog.write() as conn:
             check_policy(settings, sources.get(conn, name).policy.merged(chosen))
             sources.set_policy(conn, name, chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import sqlalchemy as sa
 from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 
-from mirror_realm_assets.catalog import batches, files, leases, sources, status
+from mirror_realm_assets.catalog import batches, files, leases, sources, status, workers
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import Sighting
 from mirror_realm_assets.ingest import batching
-from mirror_realm_assets.ingest.batching import form_batches
+from mirror_realm_assets.ingest.batching import Former, form_batches
+from mirror_realm_assets.liveness import identity
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.settings import Settings
 
@@ -164,6 +166,19 @@ def test_a_live_former_keeps_others_out_and_a_dead_one_does_not(local: Inbox) ->
     with local.catalog.write() as conn:
         leases.renew(conn, lease, -1)
     assert len(local.form().keys) == 1
+
+
+def test_a_former_whose_process_is_gone_keeps_nobody_out(local: Inbox) -> None:
+    local.see("a.png")
+    gone = replace(identity(), started=1)  # its pid is another's by now
+    with local.catalog.write() as conn:
+        dead = workers.register(conn, "form", gone)
+        assert leases.acquire(conn, "former", dead, 60) is not None
+    former = Former(local.catalog)
+    assert len(former.form(local.settings, local.stages).keys) == 1
+    former.close()
+    with local.catalog.read() as conn:
+        assert workers.open_workers(conn) == []
 
 
 def test_a_former_that_dies_between_two_sources_leaves_whole_batches_and_the_rest_waiting(

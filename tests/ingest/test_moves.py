@@ -13,9 +13,11 @@ from lab import Lab
 
 from mirror_realm_assets.catalog import known
 from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.ingest import folder_watch
 from mirror_realm_assets.ingest.batching import form_batches
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
+from mirror_realm_assets.ingest.relocation import relocate
 
 
 class Library:
@@ -145,12 +147,32 @@ def test_ten_thousand_rows_are_read_in_order(library: Library, monkeypatch: pyte
     assert paths == [b"a.png", b"sub/b.png", b"sub/c.png"]
 
 
-def test_a_moved_root_keeps_everything(library: Library, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_a_moved_root_keeps_everything(library: Library, tmp_path: Path, how: str) -> None:
     before = library.media()
     moved = tmp_path / "elsewhere"
-    shutil.move(library.lab.folder, moved)
-    with library.lab.catalog.write() as conn:
-        conn.execute(t.sources.update().values(root=os.fsencode(moved), root_display=str(moved)))
+    if how == "renamed":
+        shutil.move(library.lab.folder, moved)
+    else:  # to another drive, with times kept: every file has another inode
+        shutil.copytree(library.lab.folder, moved)
+        shutil.rmtree(library.lab.folder)
+    relocate(library.lab.catalog, library.lab.source, os.fsencode(moved))
     library.lab.folder = moved
-    assert library.work() == 0
+    attempts = sa.select(sa.func.sum(t.features.c.attempts), sa.func.count())
+    with library.lab.catalog.read() as conn:
+        computed = conn.execute(attempts).one()
+    library.work()
+    library.work()
     assert library.media() == before
+    with library.lab.catalog.read() as conn:
+        assert conn.execute(attempts).one() == computed
+
+
+def test_another_folder_is_not_taken_for_the_one_that_was_moved(library: Library, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.png").write_bytes(b"x")
+    for folder in (other, tmp_path / "nowhere"):
+        with pytest.raises(SetupError):
+            relocate(library.lab.catalog, library.lab.source, os.fsencode(folder))
+    assert library.work() == 0
