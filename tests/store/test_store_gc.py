@@ -117,7 +117,7 @@ def test_a_writer_that_begins_between_listing_and_trashing_keeps_its_object(
 def _write_and_forget(home: Home, key: str, until: float) -> None:
     ledger, store = home.ledger(), home.store()
     rounds = 0
-    while time.monotonic() < until:
+    while time.monotonic() < until or rounds < 10:  # however slow the machine is
         with Writer(store, ledger).writing([key]) as writing:
             made = writing.put(key, b"same bytes")
             assert store.read(made.key, made.sha256) == b"same bytes"
@@ -126,7 +126,6 @@ def _write_and_forget(home: Home, key: str, until: float) -> None:
         with ledger.catalog.write() as conn:
             intents.forget_objects(conn, [made.key])
         rounds += 1
-    assert rounds > 10
 
 
 def test_collecting_without_pause_never_takes_what_is_announced_or_named(
