@@ -173,6 +173,7 @@ def location_failed(
     *,
     state: str = "unreadable",
     size: int | None = None,
+    path: bytes | None = None,
 ) -> None:
     """The location's bytes could not be identified; with a next attempt it is tried again then.
 
@@ -187,12 +188,15 @@ def location_failed(
         state: the location's new state.
         size: bytes it had when it was tried: if it has another size by now, the verdict is on bytes that are gone and
             nothing is recorded. None for a verdict on whatever is there.
+        path: where it was tried: if it has been moved by now, it was looked for at the wrong place.
     """
     serialise_places(conn)
     c = t.locations.c
     where = [c.id == location_id, c.state.in_(("present", "unreadable"))]
     if size is not None:
         where.append(c.size == size)
+    if path is not None:
+        where.append(c.path == path)
     conn.execute(
         t.locations.update()
         .where(*where)
@@ -325,7 +329,8 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
         return changed
     if old["state"] == "present":
         return place
-    if old["code"] in REASONS and (REASONS[old["code"]].refusal or (old["state"] == "unreadable" and old["attempts"])):
+    settled = old["code"] in REASONS and old["code"] != "file_gone"  # which is refuted: here it is
+    if settled and (REASONS[old["code"]].refusal or (old["state"] == "unreadable" and old["attempts"])):
         # What was refused as it is stays refused; what failed in our hands waits for its own next attempt.
         return place | {"state": "unreadable"}
     return place | _UNTRIED | {"state": "present"}

@@ -6,7 +6,7 @@ computed from what is recorded, and `settled_at` only remembers the result so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -137,9 +137,11 @@ def settle(
     still_open: list[Work] = []
     endings: dict[tuple[str, str | None], list[int]] = {}
     dues: dict[datetime | None, list[int]] = {}
-    for item_id, group in groupby(open_work(conn, batch, source, rules, limits), key=lambda work: work.item_id):
+    open_items = open_work(conn, batch, source, rules, limits)
+    to_be_read = {work.n for work in open_items if work.feature == RAW}
+    for item_id, group in groupby(open_items, key=lambda work: work.item_id):
         works = list(group)
-        ending = _ending(works, batch, at)
+        ending = _ending(works, batch, at) or _overtaken(works[0], to_be_read)
         if ending:
             endings.setdefault(ending, []).append(item_id)
             continue
@@ -363,6 +365,16 @@ def _ending(works: Sequence[Work], batch: Batch, at: datetime) -> tuple[str, str
     if works[0].deadline is not None and works[0].deadline <= at:
         return "failed", "deadline_exceeded"
     return None
+
+
+def _overtaken(work: Work, to_be_read: Collection[int]) -> tuple[str, str] | None:
+    """The ending of an item whose file has changed since this batch read it.
+
+    The new bytes get a batch of their own, with every feature. That one is formed when this one is over, so it must not
+    wait for them.
+    """
+    waits = work.subject.location_id is not None and work.subject.digest is None and work.n not in to_be_read
+    return ("blocked", "changed_while_reading") if waits else None
 
 
 def _settle_items(conn: sa.Connection, ids: Sequence[int], outcome: str, code: str | None, at: datetime) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror_realm_assets import fault_points
-from mirror_realm_assets.catalog import index, leases
+from mirror_realm_assets.catalog import index, leases, workers
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import Manifest
 from mirror_realm_assets.catalog.leases import Lease
@@ -118,11 +118,13 @@ def build_index(
 
 def _take(catalog: Catalog, source: Source, recipe: str, worker_id: str, seconds: float) -> Lease:
     name = index.lease_name(source.name, recipe)
-    with catalog.write() as conn:
-        lease = leases.acquire(conn, name, worker_id, seconds)
-    if lease is None:
-        raise LeaseLost(f"Another worker builds the {name}.")
-    return lease
+    for _try in range(2):
+        with catalog.write() as conn:
+            lease = leases.acquire(conn, name, worker_id, seconds)
+        if lease is not None:
+            return lease
+        workers.bury_the_dead(catalog)  # a builder whose process is provably gone does not count
+    raise LeaseLost(f"Another worker builds the {name}.")
 
 
 def _report(manifest: Manifest | None, added: int, removed: int, published: bool, seconds: float) -> IndexReport:

@@ -279,7 +279,8 @@ class _Run:
         attempts = (work.record.attempts if work.record else 0) + 1
         due = None if final else REASONS[code].retry.next_attempt(attempts, now(conn))
         reason, size = finding.reason or "", work.subject.size
-        files.location_failed(conn, work.subject.location_id, code, reason, due, size=size)
+        path = work.subject.path
+        files.location_failed(conn, work.subject.location_id, code, reason, due, size=size, path=path)
 
     def _check_systemic(self) -> None:
         code, count = self.failed.most_common(1)[0] if self.failed else ("", 0)

@@ -133,6 +133,28 @@ def test_a_file_that_was_gone_when_it_was_read_is_taken_when_it_returns(library:
     assert library.waiting(source) == [library.location(source, b"a.jpg")["id"]]
 
 
+def test_a_file_that_was_moved_before_it_was_read_is_read_where_it_is_now(library: Library) -> None:
+    source = library.source()
+    library.sight(source, seen(b"a.jpg", "one"))
+    _fail(library, source, b"a.jpg", "file_gone")
+    moved = Sighting("moved", b"b.jpg", 3, 1, moved_from=b"a.jpg")
+    library.sight(source, moved, generation=2)
+    row = library.location(source, b"b.jpg")
+    assert (row["state"], row["code"], row["attempts"]) == ("present", None, 0)
+    assert library.waiting(source) == [row["id"]]
+
+
+def test_a_failure_at_a_path_that_the_file_has_left_is_not_recorded(library: Library) -> None:
+    source = library.source()
+    library.sight(source, seen(b"a.jpg", "one"))
+    location_id = library.location(source, b"a.jpg")["id"]
+    library.sight(source, Sighting("moved", b"b.jpg", 3, 1, moved_from=b"a.jpg"), generation=2)
+    with library.catalog.write() as conn:
+        files.location_failed(conn, location_id, "file_gone", "It is not there.", None, path=b"a.jpg")
+    assert library.location(source, b"b.jpg")["state"] == "present"
+    assert library.waiting(source) == [location_id]
+
+
 def test_a_file_that_failed_is_tried_again_when_it_is_due_and_not_before(library: Library) -> None:
     source = library.source()
     library.sight(source, seen(b"later", "one"), seen(b"now", "one"))

@@ -119,9 +119,10 @@ class RunningHome:
         )
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Start a program of this home with this interpreter; modules beside this file can be loaded by name."""
+        """Start a program of this home with this interpreter; modules of the tests can be loaded by name."""
         log = (self.home / "up.out").open("ab")
-        env = {**self.env, "DAGSTER_HOME": str(self.home / "dagster"), "PYTHONPATH": str(Path(__file__).parent)}
+        beside = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])
+        env = {**self.env, "DAGSTER_HOME": str(self.home / "dagster"), "PYTHONPATH": beside}
         program = subprocess.Popen(
             [sys.executable, *command], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )

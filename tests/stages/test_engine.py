@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 
 from mirror_realm_assets.catalog import batches, features, items, leases, sources, status, sweep, workers
@@ -21,7 +22,7 @@ from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.errors import Failed, SystemicFailure
-from mirror_realm_assets.ingest.batching import missing_of, recompute
+from mirror_realm_assets.ingest.batching import form_batches, missing_of, recompute
 from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.engine import run_stage
@@ -133,6 +134,20 @@ def test_a_changed_file_is_a_new_version_and_the_same_bytes_elsewhere_cost_nothi
         for stage in stages:
             run_stage(stage, batch.key, lab.services, stages)
     assert len(calls) == 2
+
+
+def test_a_file_that_changes_between_two_stages_does_not_hold_up_its_own_new_version(lab: Lab) -> None:
+    stages = cheap_stages(lab.settings)
+    lab.picture("a.png", 1)
+    (first,) = lab.form(stages)
+    run_stage(stages[0], first.key, lab.services, stages)
+    lab.picture("a.png", 2)
+    lab.scan()
+    form_batches(lab.catalog, lab.settings, stages, "test")  # learns of the change; the first batch is not over
+    run_lane(lab.services, stages, first.key)
+    (second,) = form_batches(lab.catalog, lab.settings, stages, "test").keys
+    run_lane(lab.services, stages, second)
+    assert counts(lab, stages, "embeddings")["ok"] == 1
 
 
 def test_another_live_worker_keeps_the_batch(lab: Lab) -> None:

@@ -1,0 +1,131 @@
+"""The programs of a home with the toy stages of `cheap_stages`, for tests that kill them many times.
+
+`python cheap_programs.py cli ingest demo` is `mirror-realm ingest demo`; `... up` supervises a daemon and a watcher as
+`mirror-realm up` does, without the webserver and with short pauses; `... daemon run -m cheap_programs` is
+`dagster-daemon`. Every result is told in the file `computed.log` of the home before it is recorded, so that a test can
+count what was computed twice.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+from cheap_stages import cheap_stages
+
+from mirror_realm_assets import op_tags, pipeline
+from mirror_realm_assets.catalog.items import RAW, Work
+from mirror_realm_assets.fault_points import point
+from mirror_realm_assets.liveness import identity
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.context import StageContext
+from mirror_realm_assets.stages.stage import Result, Stage
+
+COMPUTED = "computed.log"
+
+
+def counted_stages(settings: Settings) -> tuple[Stage, ...]:
+    """The toy stages; what they compute is told."""
+    return tuple(_counted(stage, settings.home / COMPUTED) for stage in cheap_stages(settings))
+
+
+def _counted(stage: Stage, log: Path) -> Stage:
+    def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
+        for result in stage.run(works, context):
+            if not result.known:
+                _tell(log, result)
+            yield result
+
+    # As in the standard pipeline: two runs at once would do the pictures that are in both of their batches twice.
+    return replace(stage, run=run, pool=op_tags.POOL_ENHANCE if stage.lane == "enhance" else op_tags.POOL_EMBED)
+
+
+def _tell(log: Path, result: Result) -> None:
+    work, me = result.work, identity()
+    digest = work.subject.image_digest
+    if work.feature == RAW:
+        digest = result.identified.digest if result.identified else None
+    recipe = work.recipe.digest if work.recipe else None
+    line = f"{me.pid} {me.started} {work.feature} {digest} {work.subject.part} {recipe} {result.finding.status}\n"
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+# Whoever looks for the standard pipeline from now on finds this one.
+pipeline.standard_stages = counted_stages
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    from mirror_realm_assets.definitions import build_defs
+
+    return build_defs()
+
+
+def run_cli() -> None:
+    from mirror_realm_assets.cli.main import main
+
+    main()
+
+
+def run_daemon() -> None:
+    """`dagster-daemon`, with points between its own steps."""
+    from dagster._daemon.cli import main
+
+    for name, before, after in (
+        ("add_dynamic_partitions", "daemon.before_adding_keys", "daemon.after_adding_keys"),
+        ("create_run", "daemon.before_creating_run", "daemon.after_creating_run"),
+        ("submit_run", "daemon.before_submitting", "daemon.after_submitting"),
+        ("launch_run", "daemon.before_launching", "daemon.after_launching"),
+    ):
+        _put_points_around(name, before, after)
+    main()
+
+
+def _put_points_around(name: str, before: str, after: str) -> None:
+    original = getattr(dg.DagsterInstance, name)
+
+    def with_points(self: dg.DagsterInstance, *args: object, **kwargs: object) -> object:
+        point(before)
+        done = original(self, *args, **kwargs)
+        point(after)
+        return done
+
+    setattr(dg.DagsterInstance, name, with_points)
+
+
+def run_up() -> None:
+    from mirror_realm_assets.cli.serve import _recover
+    from mirror_realm_assets.supervise import Child, Timing, supervise
+
+    settings = Settings.read()
+    me = (sys.executable, str(Path(__file__)))
+    env = {**os.environ, "DAGSTER_HOME": str(settings.dagster_home)}
+    children = (
+        Child("daemon", (*me, "daemon", "run", "-m", "cheap_programs"), env, ("api", "grpc")),
+        Child("watch", (*me, "cli", "watch"), env),
+    )
+    timing = Timing(tick=0.1, vital=0.5, leave=4.0, interrupt=3.0, predecessor=10.0, backoff=(0.1,))
+    sys.exit(
+        supervise(
+            children,
+            home=settings.home,
+            before=_recover,
+            on_event=lambda event: print(f"{event.name}: {event.message}", flush=True),
+            timing=timing,
+        )
+    )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv[:2] = [sys.argv[1]]
+    {"cli": run_cli, "daemon": run_daemon, "up": run_up}[sys.argv[0]]()

@@ -1,0 +1,597 @@
+"""A cheap home whose programs are killed: whom to kill and where, waiting until all is settled, and the oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pprint
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import sqlalchemy as sa
+from changing_folder import ChangingFolder
+from cheap_programs import COMPUTED, counted_stages
+from running_home import RunningHome
+
+from mirror_realm_assets.catalog import intents, sources
+from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import Catalog, now
+from mirror_realm_assets.catalog.items import RAW
+from mirror_realm_assets.fault_points import VARIABLE
+from mirror_realm_assets.sensors.lanes import IN_PROGRESS
+from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.store.gc import collect
+from mirror_realm_assets.store.opening import open_store
+
+PROGRAMS = str(Path(__file__).with_name("cheap_programs.py"))
+
+WATCHER_POINTS = ("journal.before_commit", "journal.after_commit", "scan.absence_journalled")
+FORMER_POINTS = (
+    "drain.before_commit",
+    "drain.after_commit",
+    "form.before_commit",
+    "form.after_commit",
+    "sensor.before_requests",
+)
+WORKER_POINTS = (
+    "lease.after_commit",
+    "claim.after_commit",
+    "store.draft begun",
+    "store.draft synced",
+    "store.renamed",
+    "store.durable",
+    "record.before_commit",
+    "record.after_commit",
+    "settle.before_commit",
+    "settle.after_commit",
+    "index.lease held",
+    "index.segment announced",
+    "index.segment written",
+    "index.ready to publish",
+    "index.about to commit",
+    "index.published",
+)
+DAEMON_POINTS = tuple(
+    f"daemon.{when}_{what}"
+    for what in ("adding_keys", "creating_run", "submitting", "launching")
+    for when in ("before", "after")
+)
+INGEST_POINTS = (
+    *WATCHER_POINTS,
+    "drain.before_commit",
+    "drain.after_commit",
+    "form.before_commit",
+    "form.after_commit",
+    "ingest.key_added",
+    *WORKER_POINTS,
+)
+POINTS_OF = {
+    "watcher": WATCHER_POINTS,
+    "code server": FORMER_POINTS,
+    "run worker": WORKER_POINTS,
+    "daemon": DAEMON_POINTS,
+    "ingest": INGEST_POINTS,
+}
+_WORDS_OF = {
+    "watcher": ("cheap_programs.py", "cli", "watch"),
+    "daemon": ("cheap_programs.py", "daemon"),
+    "code server": ("api", "grpc"),
+    "run worker": ("multiprocessing.spawn",),
+}
+_ABOUT_TO_COME = 15.0  # seconds for a process that is to be killed to appear, or to come to its point
+_COUNTS = (1, 1, 1, 2, 3)  # at which passing of a point
+_AT_POINTS = 0.6  # of the kills; the others come at any moment
+# Of the kills under `up`; the others hit run workers, the code server, the daemon, and now and then everything.
+_WATCHERS, _INGESTS_BESIDE = 0.35, 0.15
+
+
+@dataclass
+class Killed:
+    """What was killed: pids, and how often by victim and point (`any moment` for one by the clock)."""
+
+    pids: set[int] = field(default_factory=set)
+    by: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.by.total()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How long it took until all was settled, and what a person had to do for it."""
+
+    seconds: float
+    set_aside: int
+
+    def __str__(self) -> str:
+        return f"settled in {self.seconds:.0f} s, {self.set_aside} set aside after two crashes"
+
+
+class CrashHome(RunningHome):
+    """A home with toy stages, whose programs can be killed at points.
+
+    Args:
+        base: an empty folder.
+        seed: of the folder's changes.
+        killed: where kills are counted.
+    """
+
+    def __init__(self, base: Path, seed: int, killed: Killed) -> None:
+        self.faults = base / "faults"
+        self.faults.mkdir(parents=True)
+        waits = {"MIRROR_REALM_QUIET_SECONDS": "0.3", "MIRROR_REALM_WATCH_SECONDS": "0.3"}
+        super().__init__(base, base / "no-weights", **waits, **{VARIABLE: str(self.faults)})
+        config = self.home / "dagster" / "dagster.yaml"
+        # A run whose launch was cut off is given up after three minutes; here after some seconds.
+        quick = "\n  poll_interval_seconds: 3\n  start_timeout_seconds: 25 "
+        config.write_text(config.read_text().replace("\n  poll_interval_seconds: 10 ", quick))
+        self.changing = ChangingFolder(self.folder, seed)
+        self.killed = killed
+        self.settings = Settings.at(self.home)
+        self.stages = counted_stages(self.settings)
+        self.catalog = Catalog(self.settings.catalog_url)
+        self.instance = dg.DagsterInstance.from_config(str(self.home / "dagster"))
+
+    def up(self) -> None:
+        """Start the supervisor with a daemon and a watcher."""
+        self.up_process = self.start(PROGRAMS, "up")
+
+    def ingest(self) -> subprocess.Popen[bytes]:
+        """Start `mirror-realm ingest`."""
+        return self.start(PROGRAMS, "cli", "ingest", "demo")
+
+    def close(self) -> None:
+        super().close()
+        self.instance.dispose()
+        self.catalog.close()
+
+    # --- killing ---
+
+    def pids_of(self, victim: str) -> list[int]:
+        """The living processes that are called so."""
+        words, found = _WORDS_OF[victim], []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if all(word in line for word in words) and "supervised.py" not in line:
+                    found.append(process.pid)
+        return found
+
+    def kill_at_any_moment(self, victim: str, chance: random.Random, longest: float) -> bool:
+        """Wait for the victim to be there, then a random while, and kill it."""
+        pids = self._wait_for_victim(victim)
+        if not pids:
+            return False
+        pid = chance.choice(pids)
+        time.sleep(chance.uniform(0, longest))
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self._note(victim, "any moment", pid)
+        return True
+
+    def kill_at_point(self, victim: str, chance: random.Random, beside: Mapping[int, str]) -> bool:
+        """Arm one of the victim's points, at one of its next passings; `beside` names processes that may come first."""
+        name = chance.choice(POINTS_OF[victim])
+        self.arm(name, chance.choice(_COUNTS))
+        end = time.monotonic() + _ABOUT_TO_COME
+        while time.monotonic() < end:
+            pid = self.died_at(name)
+            if pid is not None:
+                self._note(beside.get(pid, victim), name, pid)
+                return True
+            time.sleep(0.05)
+        return self.disarm(name, victim)
+
+    def arm(self, name: str, count: int) -> None:
+        """Whoever passes the point for the `count`th time from now on dies there."""
+        draft = self.faults / f".{name}"
+        draft.write_text(str(count))
+        draft.rename(self.faults / name)
+
+    def died_at(self, name: str) -> int | None:
+        """Who died at a point since it was armed."""
+        for path in self.faults.glob(f"{name}.*"):
+            pid = path.suffix.removeprefix(".")
+            if pid.isdigit():
+                path.unlink()
+                return int(pid)
+        return None
+
+    def disarm(self, name: str, victim: str) -> bool:
+        """Let everybody pass again; returns whether somebody died there."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.faults / name).unlink()
+        pid = self.died_at(name)
+        if pid is not None:
+            self._note(victim, name, pid)
+        return pid is not None
+
+    def cut_power(self) -> None:
+        """Kill everything at once."""
+        pids = {process.pid for process in self.processes()}
+        self.kill_everything()
+        self.killed.pids |= pids
+        self.killed.by["everything", "any moment"] += 1
+
+    def _wait_for_victim(self, victim: str) -> list[int]:
+        end = time.monotonic() + _ABOUT_TO_COME
+        while time.monotonic() < end:
+            if pids := self.pids_of(victim):
+                return pids
+            time.sleep(0.1)
+        return []
+
+    def _note(self, victim: str, where: str, pid: int) -> None:
+        self.killed.pids.add(pid)
+        self.killed.by[victim, where] += 1
+
+    # --- rounds ---
+
+    def ingest_round(self, kills: int, seed: int) -> None:
+        """Without `up`: start `ingest` again and again and kill it, at points and by the clock, in turns."""
+        chance = random.Random(seed)  # noqa: S311 - which point comes next, no secret
+        wanted, tries = self.killed.total + kills, 0
+        while self.killed.total < wanted:
+            tries += 1
+            assert tries < 3 * kills + 20, f"too few kills: {self.killed.by}\n{self.logs()}"
+            for _ in range(chance.randint(2, 6)):
+                self.changing.change()
+            self._kill_an_ingest(chance)
+
+    def _kill_an_ingest(self, chance: random.Random) -> None:
+        name = chance.choice(POINTS_OF["ingest"]) if chance.random() < _AT_POINTS else None
+        if name is not None:
+            self.arm(name, chance.choice(_COUNTS))
+        running = self.ingest()
+        try:
+            running.wait(60 if name is not None else chance.uniform(0.3, 3.5))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            self._note("ingest", "any moment", running.pid)
+        if name is not None:
+            self.disarm(name, "ingest")
+        assert running.returncode in (0, -signal.SIGKILL), self.logs()
+
+    def up_round(self, kills: int, seed: int) -> None:
+        """With `up`: kill whom it supervises, and what they start, while the folder changes and others `ingest`."""
+        watchers, ingests = round(kills * _WATCHERS), round(kills * _INGESTS_BESIDE)
+        jobs = (
+            (self._kill_a_watcher, watchers),
+            (self._kill_an_ingest_beside, ingests),
+            (self._kill_another, kills - watchers - ingests),
+        )
+        self.up()
+        self.changing.start()
+        beside: dict[int, str] = {}
+        end = time.monotonic() + 120 + 30 * kills
+        failures: list[BaseException] = []
+
+        def go(job: Any, wanted: int, chance: random.Random) -> None:
+            try:
+                while wanted and time.monotonic() < end:
+                    wanted -= job(chance, beside)
+                assert not wanted, f"{wanted} kills too few in time"
+            except BaseException as error:
+                failures.append(error)
+
+        # Every killer has its own chance, so that what it plans does not depend on how fast the others are.
+        threads = [
+            threading.Thread(target=go, args=(*job, random.Random(seed * 10 + n)), daemon=True)  # noqa: S311
+            for n, job in enumerate(jobs)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.changing.stop()
+        assert not failures, f"{failures}: {self.killed.by}\n{self.logs()}"
+        assert not list(self.faults.iterdir())
+
+    def _kill_a_watcher(self, chance: random.Random, beside: dict[int, str]) -> bool:
+        time.sleep(chance.uniform(0, 2))
+        if chance.random() < _AT_POINTS:
+            return self.kill_at_point("watcher", chance, beside)
+        return self.kill_at_any_moment("watcher", chance, 4.0)
+
+    def _kill_an_ingest_beside(self, chance: random.Random, beside: dict[int, str]) -> bool:
+        time.sleep(chance.uniform(1, 5))
+        running = self.ingest()
+        beside[running.pid] = "ingest beside"
+        try:
+            running.wait(chance.uniform(0.3, 5.0))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            self._note("ingest beside", "any moment", running.pid)
+            return True
+        return False
+
+    def _kill_another(self, chance: random.Random, beside: dict[int, str]) -> bool:
+        kind = chance.choices(("run worker", "code server", "daemon", "everything", "up"), (48, 22, 22, 4, 4))[0]
+        if kind in ("everything", "up"):
+            time.sleep(chance.uniform(0, 5))
+            if kind == "everything":
+                self.cut_power()
+            else:
+                assert self.up_process is not None
+                self.up_process.kill()
+                self.up_process.wait()
+                self._note("up", "any moment", self.up_process.pid)
+            self.up()
+            return True
+        if chance.random() < _AT_POINTS:
+            return self.kill_at_point(kind, chance, beside)
+        return self.kill_at_any_moment(kind, chance, 2.5 if kind == "run worker" else 6.0)
+
+    # --- the end of a round ---
+
+    def settle(self, seconds: float = 180.0) -> Settled:
+        """Wait until nothing is left to do; what had two crashes is tried again by the command that is for it."""
+        began = time.monotonic()
+        self._wait_settled(seconds)
+        aside = self._set_aside()
+        if aside:
+            self._retry()
+            self._wait_settled(seconds)
+        return Settled(time.monotonic() - began, aside)
+
+    def settle_by_ingest(self) -> Settled:
+        """One `ingest` that nobody kills does everything that is left."""
+        began = time.monotonic()
+        aside = 0
+        for _try in range(2):
+            running = self.ingest()
+            while running.poll() is None:
+                self._let_pauses_be_over()
+                time.sleep(0.3)
+                assert time.monotonic() - began < 180, self.logs()
+            assert running.returncode == 0, self.logs()
+            aside = self._set_aside()
+            if not aside:
+                break
+            self._retry()
+        return Settled(time.monotonic() - began, aside)
+
+    def _wait_settled(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        calm = 0
+        while calm < 3:
+            self._let_pauses_be_over()
+            left = self._left()
+            calm = 0 if left else calm + 1
+            assert time.monotonic() < end, f"not settled within {seconds} s: {left}\n{self.logs()}"
+            time.sleep(0.5)
+
+    def _let_pauses_be_over(self) -> None:
+        """As if the time until the next attempt had passed: back-offs grow to a quarter of an hour."""
+        with self.catalog.write() as conn:
+            at = now(conn)
+            for table, column in (
+                (t.batch_lanes, "not_before"),
+                (t.batch_items, "not_before"),
+                (t.sources, "index_next_at"),
+            ):
+                conn.execute(table.update().where(table.c[column] > at).values({column: None}))
+            for table in (t.locations, t.features):
+                conn.execute(table.update().where(table.c.next_attempt_at > at).values(next_attempt_at=at))
+
+    def _left(self) -> str:
+        """What is not settled, in words."""
+        with self.catalog.read() as conn:
+            rows = conn.execute(sa.select(sa.func.count()).select_from(t.journal)).scalar_one()
+            items = conn.execute(
+                sa.select(sa.func.count()).select_from(t.batch_items).where(t.batch_items.c.settled_at.is_(None))
+            ).scalar_one()
+            known = self._known(conn)
+        if rows or items:
+            return f"{rows} journal rows, {items} open items"
+        there = self.changing.digests()
+        if known != there:
+            differing = {path for path in {*known, *there} if known.get(path) != there.get(path)}
+            return f"the ledger differs from the folder at {sorted(differing)[:5]}"
+        if missing := self.embedded_here() - self.indexed():
+            return f"{len(missing)} pictures are not in the index"
+        runs = self._runs_left()
+        return f"runs {runs}" if runs else ""
+
+    def _retry(self) -> None:
+        assert self.start(PROGRAMS, "cli", "retry").wait(60) == 0, self.logs()
+
+    def _set_aside(self) -> int:
+        with self.catalog.read() as conn:
+            counts = [
+                conn.execute(sa.select(sa.func.count()).select_from(table).where(table.c.code == "crashed_worker"))
+                for table in (t.locations, t.features)
+            ]
+            return sum(int(count.scalar_one()) for count in counts)
+
+    @staticmethod
+    def _known(conn: sa.Connection) -> dict[bytes, str]:
+        """What the ledger says lies in the folder."""
+        place = t.locations.c
+        rows = conn.execute(
+            sa.select(place.path, t.contents.c.digest, place.identified_size == place.size, place.code)
+            .outerjoin(t.media, t.media.c.id == place.media_id)
+            .outerjoin(t.contents, t.contents.c.id == t.media.c.content_id)
+            .where(place.state.in_(("present", "unreadable")))
+        )
+        return {bytes(row[0]): row[1] if row[2] and row[1] else f"unknown {row[3]}" for row in rows}
+
+    def embedded_here(self) -> set[tuple[str, int]]:
+        """Pictures of files that are present."""
+        part = t.parts.c
+        with self.catalog.read() as conn:
+            rows = conn.execute(
+                sa.select(part.image_digest, part.part)
+                .join(t.media, t.media.c.content_id == part.content_id)
+                .join(t.locations, t.locations.c.media_id == t.media.c.id)
+                .where(t.locations.c.state == "present")
+            )
+            return {(row[0], row[1]) for row in rows}
+
+    # --- the oracle ---
+
+    def check(self) -> str:
+        """Everything that must hold when all is settled; returns words about it."""
+        there = self.changing.digests()
+        with self.catalog.read() as conn:
+            assert self._known(conn) == there
+            self._check_features(conn, set(there.values()))
+            self._check_items(conn)
+            self._check_leases(conn)
+        self._check_computed_once()
+        objects = self._check_store()
+        self._check_runs()
+        missing = self.embedded_here() - self.indexed()
+        assert not missing, f"{missing} are not indexed"
+        return f"{len(there)} files, {objects} objects"
+
+    def _check_features(self, conn: sa.Connection, digests: set[str]) -> None:
+        source = sources.get(conn, "demo")
+        recipes = {stage.feature: recipe.digest for stage in self.stages if (recipe := stage.recipe(source.policy))}
+        f = t.features.c
+        recorded = list(conn.execute(sa.select(t.features)).mappings())
+        ok = {(r["image_digest"], r["part"], r["feature"], r["recipe"]) for r in recorded if r["status"] == "ok"}
+        for digest in digests:
+            assert (digest, 0, "raw_media", recipes["raw_media"]) in ok, self._story(conn, digest)
+            pictures = conn.execute(
+                sa.select(t.parts.c.image_digest, t.parts.c.part)
+                .join(t.contents, t.contents.c.id == t.parts.c.content_id)
+                .where(t.contents.c.digest == digest)
+            ).all()
+            assert len(pictures) == 1, self._story(conn, digest)
+            for feature in ("embeddings", "enhanced_images"):
+                assert (*pictures[0], feature, recipes[feature]) in ok, self._story(conn, digest)
+        again = [dict(row) for row in recorded if row["attempts"] != 1 or row["status"] != "ok"]
+        assert not again, again
+        doubles = conn.execute(
+            sa.select(f.image_digest).group_by(f.image_digest, f.part, f.feature, f.recipe).having(sa.func.count() > 1)
+        ).all()
+        assert not doubles
+
+    @staticmethod
+    def _story(conn: sa.Connection, digest: str) -> str:
+        """What the ledger knows of a content, for a failing test."""
+        queries = (
+            sa.select(t.features).where(t.features.c.image_digest == digest),
+            sa.select(t.locations)
+            .join(t.media, t.media.c.id == t.locations.c.media_id)
+            .join(t.contents, t.contents.c.id == t.media.c.content_id)
+            .where(t.contents.c.digest == digest),
+            sa.select(t.batch_items)
+            .join(t.locations, t.locations.c.id == t.batch_items.c.location_id)
+            .join(t.media, t.media.c.id == t.locations.c.media_id)
+            .join(t.contents, t.contents.c.id == t.media.c.content_id)
+            .where(t.contents.c.digest == digest),
+        )
+        found = [[dict(row) for row in conn.execute(query).mappings()] for query in queries]
+        return f"{digest}\n{pprint.pformat(found, width=200)}"
+
+    @staticmethod
+    def _check_items(conn: sa.Connection) -> None:
+        rows = conn.execute(sa.select(t.batch_items.c.id).where(t.batch_items.c.state != "settled")).all()
+        assert not rows, f"{len(rows)} items are open"
+        held = conn.execute(sa.select(t.batch_items.c.id).where(t.batch_items.c.worker_id.is_not(None))).all()
+        assert not held, f"{len(held)} items are held"
+
+    @staticmethod
+    def _check_leases(conn: sa.Connection) -> None:
+        held = conn.execute(
+            sa.select(t.leases.c.name, t.leases.c.owner).where(
+                t.leases.c.owner.is_not(None), t.leases.c.until > now(conn)
+            )
+        ).all()
+        known = {row["id"]: row for row in conn.execute(sa.select(t.workers)).mappings()}
+        for name, owner in held:
+            assert owner in known, f"{name} is held by {owner}, whom nobody knows"
+            row = known[owner]
+            assert row["ended_at"] is None, f"{name} is held by one that has ended"
+            assert psutil.pid_exists(row["pid"]), f"{name} is held by a dead {row['kind']}"
+
+    def _check_computed_once(self) -> None:
+        """One record has one computation, but for those whose process was killed."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for line in (self.home / COMPUTED).read_text().splitlines():
+            pid, started, feature, digest, part, recipe, status = line.split()
+            if status == "ok" and int(pid) not in self.killed.pids:
+                found.setdefault((feature, digest, part, recipe), []).append(f"{pid} {started}")
+        # Two copies in one batch may both be read before either is recorded: what was found is recorded once.
+        twice = {key: who for key, who in found.items() if len(set(who) if key[0] == RAW else who) > 1}
+        assert not twice, twice
+
+    def _check_store(self) -> int:
+        """What is stored is what the ledger names, whole; what killed writers left is collected."""
+        with self.catalog.read() as conn:
+            named = {row["key"]: row for row in conn.execute(sa.select(t.objects)).mappings()}
+            announced = set(conn.execute(sa.select(t.intents.c.key)).scalars())
+        root = self.home / "store"
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        objects = {name for name in found if "/" in name and not name.startswith(("tmp/", "trash/"))}
+        assert objects >= set(named), f"{set(named) - objects} are named and not there"
+        # Only a write buffer of the index that the next one replaced lies there unnamed, until it is collected.
+        unnamed = {name for name in objects - set(named) - announced if not name.startswith("segments/")}
+        assert not unnamed, f"{unnamed} are there and not named"
+        for key, row in named.items():
+            data = (root / key).read_bytes()
+            assert (hashlib.sha256(data).hexdigest(), len(data)) == (row["sha256"], row["bytes"]), key
+        assert all(name.endswith(".part") for name in found if name.startswith("tmp/"))
+        store = open_store(self.settings.store_url, self.catalog.uuid())
+        none = timedelta(0)
+        intents.retire(self.catalog, none)
+        time.sleep(0.01)
+        collect(store, _Named(self.catalog), lease=_NoLease(), min_age=none, unfinished_age=none, trash_age=none)
+        left = {entry.key for entry in store.list()}
+        assert left == set(named), left ^ set(named)
+        assert not list((root / "tmp").iterdir())
+        return len(left)
+
+    def _runs_left(self) -> list[tuple[str, str]]:
+        """Runs that have not ended; one that was created and not even queued is given three minutes."""
+        begun = datetime.now(UTC) - timedelta(minutes=3, seconds=30)
+        return [
+            (record.dagster_run.job_name, record.dagster_run.status.value)
+            for record in self.instance.get_run_records(dg.RunsFilter(statuses=IN_PROGRESS))
+            if record.dagster_run.status is not dg.DagsterRunStatus.NOT_STARTED
+            or record.create_timestamp.astimezone(UTC) < begun
+        ]
+
+    def _check_runs(self) -> None:
+        left = self._runs_left()
+        assert not left, left
+        storage = self.instance.event_log_storage
+        for key in storage.get_concurrency_keys():
+            info = storage.get_concurrency_info(key)
+            assert not info.claimed_slots, f"a slot of {key} is taken"
+            assert not info.pending_steps, f"a step waits for {key}"
+
+
+class _Named:
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def named(self, keys: Any) -> set[str]:
+        return intents.named_keys(self._catalog, keys)
+
+
+class _NoLease(contextlib.AbstractContextManager["_NoLease"]):
+    def renew(self) -> None:
+        """Nobody else collects here."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was taken."""
