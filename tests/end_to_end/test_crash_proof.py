@@ -1,7 +1,8 @@
 """kill -9 of everything, at any moment and at every named point, while a folder changes: nothing is lost or done twice.
 
 `MIRROR_REALM_SEED` repeats the plan of a run: which changes, victims and points follow each other. What is hit at one
-moment depends on the machine, as the moments of the real world do.
+moment depends on the machine, as the moments of the real world do. `MIRROR_REALM_KILLS` changes how many there are in
+the long one, in hundreds.
 """
 
 from __future__ import annotations
