@@ -22,7 +22,7 @@ import dagster as dg
 import psutil
 import sqlalchemy as sa
 from changing_folder import ChangingFolder
-from cheap_programs import COMPUTED, counted_stages
+from counted_stages import COMPUTED, counted_stages
 from running_home import RunningHome
 
 from mirror_realm_assets.catalog import intents, sources
