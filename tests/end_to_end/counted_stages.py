@@ -1,4 +1,4 @@
-"""The toy stages of `cheap_stages`, which tell what they compute; for the programs and the tests of `cheap_programs`."""
+"""The toy stages of `cheap_stages`, which tell what they compute; for programs and tests of `cheap_programs`."""
 
 from __future__ import annotations
 
