@@ -85,7 +85,7 @@ EXTRA: dict[str, Fate | None] = {
     "big_24MP_q100.jpg": OK,
     "big_24MP_raw.tif": OK,
     "flat_400MP.jpg": OK,
-    "sparse_5GB.jpg": refused("too_many_bytes"),
+    "sparse_5GB.jpg": refused("unsupported"),
     "names/": refused("truncated"),
     "names/dangling.jpg": Fate("ignored", "outside_root"),
     "names/fifo.jpg": Fate("ignored", "not_regular"),
