@@ -7,18 +7,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.library import library
 from benchmarks.results_file import write
-from mirror_realm_assets import installation
-from mirror_realm_assets.catalog import batches, sources
-from mirror_realm_assets.catalog.engine import Catalog
-from mirror_realm_assets.ingest.batching import form_batches
 from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original
-from mirror_realm_assets.ingest.stage import raw_media_stage
-from mirror_realm_assets.ingest.watch import FolderWatch
-from mirror_realm_assets.resources.library import close_services, open_services
 from mirror_realm_assets.settings import Settings
-from mirror_realm_assets.stages.engine import run_stage
 
 FILES = 300
 ROUNDS = 3
@@ -67,23 +60,8 @@ def _direct(folder: Path) -> float:
 
 
 def _engine(home: Path, folder: Path) -> float:
-    settings = Settings.at(home, quiet_seconds=0)
-    installation.install(settings)
-    catalog = Catalog(settings.catalog_url)
-    catalog.migrate()
-    catalog.close()
-    services = open_services(settings)
-    with services.catalog.write() as conn:
-        source = sources.add(conn, "bench", os.fsencode(folder), {})
-    FolderWatch(services.catalog, settings, source).scan()
-    stages = (raw_media_stage(settings),)
-    formed = form_batches(services.catalog, settings, stages, "bench", now_or_never=True)
-    began = time.monotonic()
-    for key in formed.keys:
-        run_stage(stages[0], key, services, stages)
-    seconds = time.monotonic() - began
-    with services.catalog.read() as conn:
-        if batches.pending(conn, "search", ["raw_media"]):
-            raise RuntimeError("the batch is not done")
-    close_services(settings)
-    return seconds
+    with library(home, folder) as found:
+        found.scan()
+        began = time.monotonic()
+        found.work()
+        return time.monotonic() - began

@@ -17,6 +17,13 @@ from mirror_realm_assets.errors import SetupError
 _GIB = 1024**3
 
 
+FORMATS = 2
+"""Which formats are read, as a number that grows with them: what was refused as `unsupported` before is read again.
+
+1 was pictures; 2 added raw files of cameras, videos and documents.
+"""
+
+
 def _default_home(data_home: Path | None) -> Path:
     return (data_home or Path.home() / ".local" / "share") / "mirror-realm"
 
@@ -90,6 +97,7 @@ class Settings(BaseSettings):
             "max_file_bytes": self.max_file_bytes,
             "decode_seconds": self.decode_seconds,
             "decode_memory_bytes": self.decode_memory_bytes,
+            "formats": FORMATS,
         }
 
     @classmethod

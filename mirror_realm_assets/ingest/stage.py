@@ -229,6 +229,7 @@ def _known(work: Work, digest: str, context: StageContext) -> bool:
 
 def _limits_of(finding: Finding, services: Services) -> dict[str, float] | None:
     names = {
+        "unsupported": "formats",
         "too_many_pixels": "max_pixels",
         "too_many_frames": "max_frames",
         "decoder_timeout": "decode_seconds",

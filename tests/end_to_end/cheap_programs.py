@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import dagster as dg
@@ -41,7 +42,7 @@ def run_cli() -> None:
 
 def run_daemon() -> None:
     """`dagster-daemon`, with points between its own steps."""
-    from dagster._daemon.cli import main
+    (program,) = entry_points(group="console_scripts", name="dagster-daemon")
 
     for name, before, after in (
         ("add_dynamic_partitions", "daemon.before_adding_keys", "daemon.after_adding_keys"),
@@ -50,7 +51,7 @@ def run_daemon() -> None:
         ("launch_run", "daemon.before_launching", "daemon.after_launching"),
     ):
         _put_points_around(name, before, after)
-    main()
+    program.load()()
 
 
 def _put_points_around(name: str, before: str, after: str) -> None:

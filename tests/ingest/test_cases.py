@@ -357,3 +357,18 @@ def test_c1_a_stop_does_not_wait_for_a_decoder_that_hangs(lab: Lab) -> None:
         assert decoder(lab.services).proxy(fd, long_side=64).parts
     finally:
         os.close(fd)
+
+
+def test_what_was_refused_before_a_format_was_supported_is_read_then(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = library.lab.picture("a.png")
+    with monkeypatch.context() as before:
+        before.setattr("mirror_realm_assets.settings.FORMATS", 1)
+        before.setattr(Decoder, "proxy", lambda *_, **__: (_ for _ in ()).throw(Refused("unsupported", "Not yet.")))
+        assert library.work() == 1
+    assert library.refused() == ["unsupported"]
+    assert library.work() == 1
+    assert library.refused() == []
+    assert library.counts() == {"ok": 1}
+    assert library.places()[path.name][1] == "present"
