@@ -20,12 +20,16 @@ from mirror_realm_assets.catalog.files import Known
 _PAGE = 10_000  # rows of one read; a walk over a network takes minutes, and a transaction should not
 _CHUNK = 400  # stays below SQLite's limit of bound variables
 _PAGE_SQL = (
-    "SELECT path, size, mtime_ns, state, generation, inode FROM locations WHERE source_id = {0} AND path > {0} "
-    "ORDER BY path LIMIT {0}"
+    "SELECT path, size, mtime_ns, CASE WHEN state = 'unreadable' AND code = 'file_gone' THEN 'gone' ELSE state END, "
+    "generation, inode FROM locations WHERE source_id = {0} AND path > {0} ORDER BY path LIMIT {0}"
 )
 
 KnownRow = tuple[bytes, int, int, str, int, int | None]
-"""Path, size, mtime in nanoseconds, state, the generation at which that was last seen or came to be, and inode."""
+"""Path, size, mtime in nanoseconds, state, the generation at which that was last seen or came to be, and inode.
+
+The state is the location's, or `gone`: it was there for the scans, but away at the moment it was to be read. What is
+seen there again is taken again, also with size and mtime as they were.
+"""
 
 
 def in_order(catalog: Catalog, source_id: int) -> Iterator[KnownRow]:
@@ -65,8 +69,9 @@ def beneath(conn: sa.Connection, source_id: int, prefix: bytes) -> dict[bytes, K
 
 
 def missing(conn: sa.Connection, source_id: int) -> dict[bytes, KnownRow]:
-    """The files of a source that were not there once, by path."""
-    return _rows(conn, sa.and_(t.locations.c.source_id == source_id, t.locations.c.state == "missing"))
+    """The files of a source that were not there once, by a scan or when they were to be read, by path."""
+    l = t.locations.c  # noqa: E741
+    return _rows(conn, sa.and_(l.source_id == source_id, sa.or_(l.state == "missing", _gone())))
 
 
 def _beneath(source_id: int, prefix: bytes) -> sa.ColumnElement[bool]:
@@ -79,8 +84,13 @@ def _beneath(source_id: int, prefix: bytes) -> sa.ColumnElement[bool]:
 
 def _rows(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> dict[bytes, KnownRow]:
     l = t.locations.c  # noqa: E741
-    query = sa.select(l.path, l.size, l.mtime_ns, l.state, l.generation, l.inode).where(*where)
+    state = sa.case((_gone(), "gone"), else_=l.state)
+    query = sa.select(l.path, l.size, l.mtime_ns, state, l.generation, l.inode).where(*where)
     return {bytes(row[0]): (bytes(row[0]), *row[1:]) for row in conn.execute(query)}
+
+
+def _gone() -> sa.ColumnElement[bool]:
+    return sa.and_(t.locations.c.state == "unreadable", t.locations.c.code == "file_gone")
 
 
 def count(conn: sa.Connection, source_id: int, states: Sequence[str] = ("present", "unreadable")) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from mirror_realm_assets.catalog import files, known, sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.files import STATE_OF, Known, Sighting
+from mirror_realm_assets.catalog.known import KnownRow
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import MirrorRealmError
 from mirror_realm_assets.fault_points import point
@@ -186,7 +187,18 @@ class FolderWatch:
         with self._catalog.read() as conn:
             missing = known.missing(conn, self._source.id)
         # They are in folders that are as they were; whether they are really gone is looked at once more.
-        yield from (Difference(path, None, row) for path, row in missing.items() if path not in told)
+        for path, row in missing.items():
+            if path not in told:
+                yield from self._looked_at_again(path, row)
+
+    def _looked_at_again(self, path: bytes, row: KnownRow) -> Iterator[Difference]:
+        entry = None
+        if row[3] == "gone":  # it may have been back before that was said, and its folder compared
+            try:
+                entry = self.look(path)
+            except OSError:
+                return  # the walk met it too, or the next one will
+        yield Difference(path, entry, row)
 
     def _beyond_what_was_written(self, found: Difference) -> Iterator[Difference]:
         written = self._written.get(found.path)

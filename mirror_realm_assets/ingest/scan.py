@@ -280,6 +280,8 @@ class Difference(NamedTuple):
 AWAY = ("missing", "deleted")
 """States of files that are not there."""
 
+_LOST = (*AWAY, "gone")
+
 
 def differences(entries: Iterable[Entry], known: Iterable[KnownRow], *, inodes: bool = False) -> Iterator[Difference]:
     """Where a walk differs from the ledger: new and changed files, those that are back, and those that are not there.
@@ -324,7 +326,7 @@ def differences_in(entries: Iterable[Entry], known: Mapping[bytes, KnownRow], *,
 
 
 def _differs(entry: Entry, row: KnownRow, inodes: bool) -> bool:
-    other = row[1] != entry[1] or row[2] != entry[2] or row[3] in AWAY
+    other = row[1] != entry[1] or row[2] != entry[2] or row[3] in _LOST
     return other or (inodes and row[5] is not None and row[5] != entry[3])
 
 

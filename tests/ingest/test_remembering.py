@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import Lab
 
-from mirror_realm_assets.catalog import files, known, sources
+from mirror_realm_assets.catalog import files, known, sources, tables
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.ingest import folder_watch
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
@@ -202,3 +203,38 @@ def test_a_watcher_that_remembers_ends_where_one_that_compares_all_does(
     assert present == there or not there  # a folder that lists nothing at all proves nothing
     found = made.watch().scan()
     assert (found.taken, found.missing, found.deleted) == (0, 0, 0)
+
+
+def _was_away_when_it_was_read(lab: Lab, path: bytes) -> None:
+    l = tables.locations.c  # noqa: E741
+    with lab.catalog.write() as conn:
+        location = conn.execute(sa.select(l.id).where(l.path == path)).scalar_one()
+        files.location_failed(conn, location, "file_gone", "It is not there.", None)
+
+
+def _state(lab: Lab, path: bytes) -> tuple[str, str | None]:
+    l = tables.locations.c  # noqa: E741
+    with lab.catalog.read() as conn:
+        row = conn.execute(sa.select(l.state, l.code).where(l.path == path)).one()
+    return row.state, row.code
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_file_that_was_away_only_while_it_was_read_is_taken_again(
+    watcher: FolderWatch, lab: Lab, remembers: bool
+) -> None:
+    _was_away_when_it_was_read(lab, b"a/b/1.png")
+    assert _state(lab, b"a/b/1.png") == ("unreadable", "file_gone")
+    scanned = (watcher if remembers else FolderWatch(lab.catalog, lab.settings, lab.source)).scan()
+    assert not scanned.errors
+    apply(lab)
+    assert _state(lab, b"a/b/1.png") == ("present", None)
+    assert _state(lab, b"a/1.png") == ("present", None)
+
+
+def test_a_file_that_is_still_away_after_it_was_read_is_missing(watcher: FolderWatch, lab: Lab) -> None:
+    (lab.folder / "a" / "b" / "1.png").unlink()
+    _was_away_when_it_was_read(lab, b"a/b/1.png")
+    assert watcher.scan().missing == 1
+    apply(lab)
+    assert _state(lab, b"a/b/1.png")[0] == "missing"
