@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from cli_home import Home, run, run_json
 from lab import Lab
@@ -23,16 +25,17 @@ def home(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(lab)
 
 
-def fail(home: Home, feature: str, *, final: bool = True) -> None:
-    """Every picture's `feature` failed, for the last time."""
+def fail(home: Home, feature: str, *, final: bool = True, most: int = 10**6) -> None:
+    """`feature` of so many pictures failed, for the last time; all others are done."""
     (stage,) = [stage for stage in standard_stages(home.lab.settings) if stage.feature == feature]
     recipe = stage.recipe(home.lab.source.policy)
     assert recipe is not None
     home.lab.services = open_services(home.lab.settings)
     with home.lab.catalog.write() as conn:
-        for digest in conn.execute(t.parts.select()).mappings().all():
+        for number, digest in enumerate(conn.execute(t.parts.select()).mappings().all()):
             key = FeatureKey(digest["image_digest"], 0, feature, recipe.digest)
-            features.write(conn, key, recipe, Finding("failed", code="model_failed"), final=final)
+            bad = Finding("failed", code="model_failed", reason="no [luck]")
+            features.write(conn, key, recipe, bad if number < most else Finding("ok", {}), final=final)
 
 
 def count(home: Home, feature: str, of: str) -> int:
@@ -96,6 +99,22 @@ def test_failed_work_is_put_back_and_refused_files_stay_refused(home: Home) -> N
     assert count(home, "raw_media", "refused") == 1
     assert run_json("retry") == {"put_back": {"demo": 0}, "batches": []}
     assert "demo: 0 failures are tried again." in run("retry").stderr
+
+
+def test_case_b5_only_failures_are_retried_and_they_are_listed_with_reasons(home: Home) -> None:
+    for number in range(5):
+        home.lab.picture(f"{number}.png", number)
+    home.put(b"bad.jpg")
+    home.read()
+    fail(home, "embeddings", most=2)
+    listed = [json.loads(line) for line in run("files", "--status", "failed", "--json").stdout.splitlines()]
+    reasons = [file["features"]["embeddings"] for file in listed]
+    assert [(one["code"], one["reason"]) for one in reasons] == [("model_failed", "no [luck]")] * 2
+    assert run_json("retry", "--feature", "embeddings")["put_back"] == {"demo": 2}
+    failed = {file["media"] for file in listed}
+    waiting = run("files", "--feature", "embeddings", "--status", "pending", "--json").stdout.splitlines()
+    assert {json.loads(line)["media"] for line in waiting} == failed
+    assert (count(home, "embeddings", "pending"), count(home, "embeddings", "ok")) == (2, 3)
 
 
 def test_files_that_could_not_be_read_are_put_back_too(home: Home) -> None:

@@ -54,7 +54,7 @@ def told(found: Counter[tuple[str, str]], seconds: float) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_thirty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, tell: Tell) -> None:
+def test_case_b6_thirty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, tell: Tell) -> None:
     chosen, began = seed(), time.monotonic()
     tell(f"MIRROR_REALM_SEED={chosen}")
     killed = crash_round(tmp_path / "home", chosen, tell, ingests=16, ups=14)
@@ -64,7 +64,7 @@ def test_thirty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, tell: Te
 
 @pytest.mark.long
 @pytest.mark.timeout(3 * 3600)
-def test_a_thousand_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, tell: Tell) -> None:
+def test_case_b6_a_thousand_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, tell: Tell) -> None:
     """In homes of a hundred kills, two at a time: much of a home's time is waiting."""
     chosen, began = seed(), time.monotonic()
     homes = int(os.environ.get("MIRROR_REALM_KILLS") or 1000) // 100

@@ -190,7 +190,7 @@ def test_case_a13_of_the_same_bytes_in_two_sources_removing_one_leaves_the_other
     assert library.work("other") == 0
 
 
-def test_a14_a_sample_of_every_folder_goes_first_and_the_newest_of_it_before_all(lab: Lab) -> None:
+def test_case_a14_a_sample_of_every_folder_goes_first_and_the_newest_of_it_before_all(lab: Lab) -> None:
     now = 1_700_000_000
     folders = [f"{year}/{month:02}" for year in range(2000, 2010) for month in range(1, 7)]
     newest: list[str] = []
@@ -225,7 +225,7 @@ def test_a14_a_sample_of_every_folder_goes_first_and_the_newest_of_it_before_all
     assert len(rows) == len({path for _key, path in rows}) == 60 * 25
 
 
-def test_a14_a_large_tree_is_not_walked_before_its_first_files_are_taken(lab: Lab) -> None:
+def test_case_a14_a_large_tree_is_not_walked_before_its_first_files_are_taken(lab: Lab) -> None:
     for number in range(300):
         (lab.folder / f"{number:03}").mkdir()
         (lab.folder / f"{number:03}" / "a.png").write_bytes(b"x")
@@ -311,7 +311,9 @@ def test_the_pace_of_reading_saves_nothing_up() -> None:
     assert slept == [1.0, 2.0, 0.5]
 
 
-def test_c1_files_that_take_long_do_not_hold_up_the_others(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_c1_files_that_take_long_do_not_hold_up_the_others(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A decoder that hangs costs its own file a minute, and the batch two seconds."""
     for number in range(6):
         library.lab.picture(f"{number}.png", number)
@@ -336,7 +338,7 @@ def test_c1_files_that_take_long_do_not_hold_up_the_others(library: Library, mon
     assert library.refused() == ["decoder_timeout"]
 
 
-def test_c1_a_stop_does_not_wait_for_a_decoder_that_hangs(lab: Lab) -> None:
+def test_case_c1_a_stop_does_not_wait_for_a_decoder_that_hangs(lab: Lab) -> None:
     """The bomb takes its decoder longer than anybody wants to wait for it when the run is told to end."""
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")

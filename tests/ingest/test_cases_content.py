@@ -182,7 +182,7 @@ def is_the_files_own_fault(fate: Fate) -> bool:
     return fate.end == "refused" and fate.code is not None and REASONS[fate.code].refusal
 
 
-def test_c1_one_corrupt_file_never_halts_its_batch(lab: Lab, photos: Photos) -> None:
+def test_case_c1_one_corrupt_file_never_halts_its_batch(lab: Lab, photos: Photos) -> None:
     good = good_files(photos, 20)
     whole = {
         kind: encoded(photo(photos, 99, (160, 120)), pillow, **options)
@@ -224,7 +224,7 @@ def damaged(draw: st.DrawFn, whole: dict[str, bytes]) -> bytes:
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_c1_no_damage_whatever_reaches_the_good_files_of_its_batch(
+def test_case_c1_no_damage_whatever_reaches_the_good_files_of_its_batch(
     lab: Lab, photos: Photos, data: st.DataObject
 ) -> None:
     whole = {
@@ -242,7 +242,7 @@ def test_c1_no_damage_whatever_reaches_the_good_files_of_its_batch(
         assert fate == OK or is_the_files_own_fault(fate), (name, fate)
 
 
-def test_c1_a_file_that_hangs_bloats_or_kills_its_decoder_costs_just_itself(
+def test_case_c1_a_file_that_hangs_bloats_or_kills_its_decoder_costs_just_itself(
     tmp_path: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = {"decode_seconds": 2.0, "decode_memory_bytes": 700 * MB}
@@ -313,7 +313,7 @@ def many_frames(count: int) -> bytes:
     return b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + frame * count + b";"
 
 
-def test_c2_huge_but_legitimate_pictures_are_read_in_bounded_memory(lab: Lab) -> None:
+def test_case_c2_huge_but_legitimate_pictures_are_read_in_bounded_memory(lab: Lab) -> None:
     """200 megapixels each, as scans, maps and stitched panoramas have them."""
     grey = Image.new("L", (20_000, 10_000), 128)
     files = {
@@ -337,7 +337,7 @@ def test_c2_huge_but_legitimate_pictures_are_read_in_bounded_memory(lab: Lab) ->
     assert cost.own_growth < 64 * MB
 
 
-def test_c2_bombs_are_refused_with_a_reason_before_they_cost_anything(lab: Lab, photos: Photos) -> None:
+def test_case_c2_bombs_are_refused_with_a_reason_before_they_cost_anything(lab: Lab, photos: Photos) -> None:
     bombs = {f"bomb.{kind}": declared(kind, 40_000, 30_000) for kind in ("jpg", "gif", "bmp", "tif", "jp2", "heic")}
     bombs["whole.png"] = plain_png(30_000, 30_000, bits=1)  # 113 MB of rows that are really there
     bombs["header alone.png"] = plain_png(100_000, 100_000, rows=0)
@@ -430,7 +430,7 @@ WRONG = (
 )
 
 
-def test_c7_wrong_extensions_are_told_by_content(lab: Lab, photos: Photos) -> None:
+def test_case_c7_wrong_extensions_are_told_by_content(lab: Lab, photos: Photos) -> None:
     wanted = {}
     for n, (content, mime) in enumerate(every_format(photos)):
         # Of the names in turn, so that each format meets names of all kinds in some run of the list.
@@ -442,7 +442,7 @@ def test_c7_wrong_extensions_are_told_by_content(lab: Lab, photos: Photos) -> No
     assert told_by_content(lab) == wanted
 
 
-def test_c7_a_picture_with_a_letter_where_a_films_packets_begin_is_a_picture(lab: Lab, photos: Photos) -> None:
+def test_case_c7_a_picture_with_a_letter_where_a_films_packets_begin_is_a_picture(lab: Lab, photos: Photos) -> None:
     """Packets of a transport stream begin with a "G" every 188 or 192 bytes."""
     gif = bytearray(encoded(photo(photos).convert("P"), "GIF"))
     gif[188] = 0x47  # in its palette
@@ -454,7 +454,7 @@ def test_c7_a_picture_with_a_letter_where_a_films_packets_begin_is_a_picture(lab
     assert {told[0] for told in told_by_content(lab).values()} == {"image/gif", "image/jpeg"}
 
 
-def test_c7_what_only_calls_itself_a_picture_is_unsupported(lab: Lab) -> None:
+def test_case_c7_what_only_calls_itself_a_picture_is_unsupported(lab: Lab) -> None:
     files = {
         "page.jpg": b"<!doctype html><img src=x onerror=alert(1)>",
         "text.heic": b"not a picture at all",
@@ -474,7 +474,7 @@ def test_c7_what_only_calls_itself_a_picture_is_unsupported(lab: Lab) -> None:
 # --- A8: names, and what is no file. ---
 
 
-def test_a8_odd_names_are_read_and_what_is_no_file_is_not(
+def test_case_a8_odd_names_are_read_and_what_is_no_file_is_not(
     lab: Lab, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = [
@@ -534,7 +534,7 @@ def test_a8_odd_names_are_read_and_what_is_no_file_is_not(
 
 
 @pytest.mark.parametrize("part", ["the file", "its folder"])
-def test_a8_a_link_swapped_in_between_check_and_open_is_refused(
+def test_case_a8_a_link_swapped_in_between_check_and_open_is_refused(
     lab: Lab, photos: Photos, tmp_path: Path, part: str
 ) -> None:
     secret = encoded(photo(photos, 1), "JPEG")
@@ -553,7 +553,7 @@ def test_a8_a_link_swapped_in_between_check_and_open_is_refused(
     assert set(told_by_content(lab)) == {"good.jpg"}
 
 
-def test_a8_a_pipe_or_nothing_swapped_in_between_check_and_open_hangs_nothing(lab: Lab, photos: Photos) -> None:
+def test_case_a8_a_pipe_or_nothing_swapped_in_between_check_and_open_hangs_nothing(lab: Lab, photos: Photos) -> None:
     for n, name in enumerate(("pipe.jpg", "folder.jpg", "gone.jpg", "good.jpg")):
         put(lab, name, encoded(photo(photos, n), "JPEG"))
     formed = form(lab)
@@ -570,7 +570,7 @@ def test_a8_a_pipe_or_nothing_swapped_in_between_check_and_open_hangs_nothing(la
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a8_what_may_not_be_read_is_told_and_read_when_it_may_be(lab: Lab, photos: Photos) -> None:
+def test_case_a8_what_may_not_be_read_is_told_and_read_when_it_may_be(lab: Lab, photos: Photos) -> None:
     for n, name in enumerate(("closed.jpg", "good.jpg", "sub/a.jpg")):
         put(lab, name, encoded(photo(photos, n), "JPEG"))
     (lab.folder / "closed.jpg").chmod(0)
@@ -630,7 +630,7 @@ NO_JUNK = (
 )
 
 
-def test_a9_junk_is_ignored_on_whole_components(lab: Lab, photos: Photos) -> None:
+def test_case_a9_junk_is_ignored_on_whole_components(lab: Lab, photos: Photos) -> None:
     for n, name in enumerate([*JUNK, *NO_JUNK]):
         put(lab, name, encoded(photo(photos, n), "JPEG"))  # pictures, so that nothing but the name keeps them out
     assert ingest(lab) == dict.fromkeys(NO_JUNK, OK)
@@ -640,7 +640,7 @@ def test_a9_junk_is_ignored_on_whole_components(lab: Lab, photos: Photos) -> Non
 
 
 @pytest.mark.parametrize("way", ["inside", "inside, watched by a link", "the source within the home"])
-def test_a5_our_own_outputs_are_never_inputs(tmp_path: Path, photos: Photos, way: str) -> None:
+def test_case_a5_our_own_outputs_are_never_inputs(tmp_path: Path, photos: Photos, way: str) -> None:
     folder = tmp_path / "photos"
     watched = folder
     if way == "inside, watched by a link":

@@ -276,7 +276,7 @@ def test_a_huge_file_is_refused_before_a_byte_is_read(root, monkeypatch):
     assert reason(root, "sparse.jpg") == "too_many_bytes"
 
 
-def test_a_file_that_grows_while_it_is_read_is_not_taken(root):
+def test_case_a12_a_file_that_grows_while_it_is_read_is_not_taken(root):
     file = root / "a.jpg"
     file.write_bytes(b"first half")
 
@@ -287,20 +287,20 @@ def test_a_file_that_grows_while_it_is_read_is_not_taken(root):
     assert reason(root, "a.jpg", on_open=grow) == "changed_while_reading"
 
 
-def test_a_file_cut_short_while_it_is_read_is_not_taken(root):
+def test_case_a12_a_file_cut_short_while_it_is_read_is_not_taken(root):
     file = root / "a.jpg"
     file.write_bytes(b"content")
     assert reason(root, "a.jpg", on_open=lambda _fd: os.truncate(file, 3)) == "changed_while_reading"
 
 
-def test_a_file_rewritten_at_the_same_size_while_it_is_read_is_not_taken(root):
+def test_case_a12_a_file_rewritten_at_the_same_size_while_it_is_read_is_not_taken(root):
     file = root / "a.jpg"
     file.write_bytes(b"content")
     os.utime(file, ns=(0, 0))
     assert reason(root, "a.jpg", on_open=lambda _fd: file.write_bytes(b"CONTENT")) == "changed_while_reading"
 
 
-def test_a_file_rewritten_within_one_tick_of_its_time_is_not_taken(root):
+def test_case_a12_a_file_rewritten_within_one_tick_of_its_time_is_not_taken(root):
     path = root / "a.jpg"
     path.write_bytes(b"first bytes")
     tick = time.time_ns() // 1_000_000_000 * 1_000_000_000
@@ -345,7 +345,7 @@ def test_what_is_too_large_for_memory_is_copied_to_a_file_without_a_name(root, m
             os.pwrite(original.fd, b"x", 0)
 
 
-def test_a_file_replaced_while_it_is_read_gives_the_old_bytes_under_the_old_digest(root):
+def test_case_a12_a_file_replaced_while_it_is_read_gives_the_old_bytes_under_the_old_digest(root):
     file = root / "a.jpg"
     file.write_bytes(b"old")
     (root / "new").write_bytes(b"new")
@@ -357,7 +357,7 @@ def test_a_file_replaced_while_it_is_read_gives_the_old_bytes_under_the_old_dige
         assert original.stat.inode != file.stat().st_ino
 
 
-def test_a_known_original_is_lent_only_under_its_own_digest(root):
+def test_case_a12_a_known_original_is_lent_only_under_its_own_digest(root):
     (root / "a.jpg").write_bytes(b"content")
     digest = hashlib.sha256(b"content").hexdigest()
     with read_verified(os.fsencode(root), b"a.jpg", digest, max_bytes=MAX) as original:

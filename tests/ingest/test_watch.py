@@ -493,7 +493,7 @@ def test_a_folder_that_is_not_there_is_said_and_the_others_go_on(quick: Watched,
     assert any(words.startswith("away: ") and "cannot be opened" in words for words in loops[0].said)
 
 
-def test_a7_where_the_limit_of_watched_folders_is_reached_polling_finds_everything_and_it_is_said(
+def test_case_a7_where_the_limit_of_watched_folders_is_reached_polling_finds_everything_and_it_is_said(
     quick: Watched, loops: list[Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_more_watches_after(monkeypatch, 3)
@@ -506,7 +506,7 @@ def test_a7_where_the_limit_of_watched_folders_is_reached_polling_finds_everythi
     wait_for(lambda: len(quick.journal()) == 7)
 
 
-def test_a7_where_a_new_folder_cannot_be_watched_polling_finds_everything_and_it_is_said(
+def test_case_a7_where_a_new_folder_cannot_be_watched_polling_finds_everything_and_it_is_said(
     quick: Watched, loops: list[Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_more_watches_after(monkeypatch, 1)

@@ -63,6 +63,27 @@ def test_a_second_run_of_a_batch_does_nothing_twice(lab: Lab) -> None:
     assert counts(lab, stages, "brightness") == {"ok": 3}
 
 
+def test_case_b2_an_empty_result_is_done_and_not_looked_for_again(lab: Lab) -> None:
+    looked: list[int] = []
+
+    def nobody(_image: object) -> None:
+        looked.append(1)
+
+    stages = (raw_media_stage(lab.settings), brightness(each_proxy(nobody)))
+    for number in range(3):
+        lab.picture(f"{number}.png", number)
+    (batch,) = lab.form(stages)
+    for stage in stages:
+        run_stage(stage, batch.key, lab.services, stages)
+    assert counts(lab, stages, "brightness") == {"empty": 3}
+    assert run_stage(stages[1], batch.key, lab.services, stages).done == 0
+    assert lab.form(stages) == []
+    with lab.catalog.write() as conn:
+        assert not missing_of(conn, lab.settings, stages, lab.source)
+        assert features.forget_failures(conn, None, sweep.digests_of(lab.source.id)) == 0
+    assert len(looked) == 3
+
+
 def test_a_changed_recipe_redoes_just_its_own_feature(lab: Lab) -> None:
     stages = (raw_media_stage(lab.settings), brightness(MEAN))
     lab.picture("a.png")
@@ -136,7 +157,7 @@ def test_a_changed_file_is_a_new_version_and_the_same_bytes_elsewhere_cost_nothi
     assert len(calls) == 2
 
 
-def test_a_file_that_changes_between_two_stages_does_not_hold_up_its_own_new_version(lab: Lab) -> None:
+def test_case_a12_a_file_that_changes_between_two_stages_does_not_hold_up_its_own_new_version(lab: Lab) -> None:
     stages = cheap_stages(lab.settings)
     lab.picture("a.png", 1)
     (first,) = lab.form(stages)
@@ -269,7 +290,7 @@ print(sorted(report.counts.items()), report.open_items)
 """
 
 
-def test_a_picture_that_kills_its_worker_is_set_aside_after_two_crashes_and_its_batch_goes_on(lab: Lab) -> None:
+def test_case_b9_a_picture_that_kills_its_worker_is_set_aside_after_two_crashes_and_its_batch_goes_on(lab: Lab) -> None:
     stages = (raw_media_stage(lab.settings), brightness(MEAN))
     for number in range(5):
         lab.picture(f"{number}.png", number)
