@@ -11,11 +11,12 @@ import hashlib
 import importlib
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirror_realm_assets.errors import Refused
-from mirror_realm_assets.ingest import camera_raw, documents, formats, image_digest, upright, videos
+from mirror_realm_assets.ingest import camera_raw, documents, formats, image_digest, unended, upright, videos
 from mirror_realm_assets.ingest.decoded import Decoded, DecodedPart
 from mirror_realm_assets.ingest.exif import Metadata, read_metadata
 from mirror_realm_assets.ingest.formats import Format
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+T = TypeVar("T")
+
 _PLUGINS = ("Jpeg", "Mpo", "Png", "Gif", "WebP", "Tiff", "Bmp", "Jpeg2K", "Avif")
 _DECODER_THREADS = 2  # by default one for each core, and each takes address space, which is limited
 # Of a file's time, what frames and pages may take; then it is shown by those that there are.
 _SHARE_OF_SECONDS = 0.6
 # What Pillow and its libraries say where bytes are missing; corruption inside sounds different.
 _TRUNCATED = ("truncated", "unexpected end", "end of file", "end-of-file", "not enough", "premature")
+# Inflated, in one chunk of a PNG: above, Pillow gives up the picture. Its own limit of 1 MB gives up those of programs
+# that keep their whole workflow there. All chunks together may have 64 MB.
+_MAX_TEXT_BYTES = 16 << 20
 _BITS_PER_SAMPLE, _TIFF_ORIENTATION = 258, 274
 
 
@@ -40,12 +46,13 @@ def load_plugins() -> None:
     """Import the decoders we allow, and none of the others that Pillow has."""
     import numpy  # noqa: F401 - so that the first picture does not pay for it
     import pillow_heif
-    from PIL import AvifImagePlugin, ImageCms, ImageFile  # noqa: F401
+    from PIL import AvifImagePlugin, ImageCms, ImageFile, PngImagePlugin  # noqa: F401
 
     for name in _PLUGINS:
         importlib.import_module(f"PIL.{name}ImagePlugin")
     AvifImagePlugin.DEFAULT_MAX_THREADS = _DECODER_THREADS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    PngImagePlugin.MAX_TEXT_CHUNK = _MAX_TEXT_BYTES
     pillow_heif.register_heif_opener(
         decode_threads=_DECODER_THREADS, thumbnails=False, depth_images=False, aux_images=False
     )
@@ -89,7 +96,24 @@ def _described(data: mmap.mmap, format_: Format, request: dict[str, Any]) -> Dec
         return documents.describe(data, long_side, max_pixels=max_pixels, seconds=seconds)
     if format_.reader == "camera_raw":
         return camera_raw.describe(data, format_, long_side, max_pixels=max_pixels)
-    return _describe(_Picture.opened(data, format_, max_pixels, request["max_frames"]), long_side)
+    return _whole(data, format_, lambda data: _describe(_opened(data, format_, request), long_side))
+
+
+def _whole(data: mmap.mmap, format_: Format, use: Callable[[mmap.mmap], T]) -> T:
+    """What `use` makes of the picture, or of the completed one if nothing but its end marker is missing."""
+    try:
+        return use(data)
+    except OSError as error:
+        if format_ is not formats.JPEG or refusal(error).code != "truncated":
+            raise
+        completed = unended.completed(data)
+        if completed is None:
+            raise
+    return use(completed)
+
+
+def _opened(data: mmap.mmap, format_: Format, request: dict[str, Any]) -> _Picture:
+    return _Picture.opened(data, format_, request["max_pixels"], request["max_frames"])
 
 
 def _write_pixels(data: mmap.mmap, format_: Format, request: dict[str, Any], out: int) -> dict[str, int]:
@@ -98,7 +122,7 @@ def _write_pixels(data: mmap.mmap, format_: Format, request: dict[str, Any], out
         return _write_array(camera_raw.pixels(data, max_pixels=request["max_pixels"]), out)
     if format_.reader != "picture":
         raise Refused("unsupported", "Only still pictures have pixels at full size.")
-    return _write_picture(_Picture.opened(data, format_, request["max_pixels"], request["max_frames"]), out)
+    return _whole(data, format_, lambda data: _write_picture(_opened(data, format_, request), out))
 
 
 def _write_array(pixels: np.ndarray, out: int) -> dict[str, int]:

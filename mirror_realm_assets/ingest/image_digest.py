@@ -80,6 +80,14 @@ _JPEG_EOI, _JPEG_SOS, _JPEG_APP2, _JPEG_APP14, _JPEG_COM = 0xD9, 0xDA, 0xE2, 0xE
 _JPEG_SCAN_END = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
+def jpeg_segments(data: Buffer) -> list[tuple[bytes, Buffer]]:
+    """The segments of a JPEG that say how it is coded, as marker code and payload; none where it is malformed."""
+    try:
+        return list(_jpeg(data))
+    except _Malformed:
+        return []
+
+
 def _jpeg(data: Buffer) -> Iterator[tuple[bytes, Buffer]]:
     profile: list[bytes] = []
     adobe = b""

@@ -439,6 +439,54 @@ def test_truncated_files_are_refused_as_such(decoder):
                 decoder.pixels(fd)
 
 
+JPEGS = {
+    "colour": (photo(), {}),
+    "without subsampling": (photo(), {"subsampling": 0}),
+    "grey": (photo().convert("L"), {}),
+    "restarts": (photo(), {"restart_marker_blocks": 3}),
+    "a restart a row": (photo(), {"restart_marker_rows": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_marker_is_a_whole_picture(decoder, kind):
+    image, options = JPEGS[kind]
+    content = encoded(image, "JPEG", **options)
+    whole, unended = decode(decoder, content), decode(decoder, content.removesuffix(b"\xff\xd9"))
+    assert (unended.first.width, unended.first.height) == (whole.first.width, whole.first.height)
+    assert difference(proxy_pixels(unended), proxy_pixels(whole)) < 1
+    assert np.array_equal(pixels(decoder, content[:-2]), pixels(decoder, content))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3, 4000))
+def test_a_jpeg_whose_pixels_are_missing_is_truncated_or_shows_them_all_nevertheless(decoder, kind, missing):
+    image, options = JPEGS[kind]
+    content = encoded(image, "JPEG", **options)
+    try:
+        found = pixels(decoder, content[:-missing])
+    except Refused as refused:
+        assert refused.code == "truncated"
+    else:
+        assert missing <= 4
+        assert np.array_equal(found, pixels(decoder, content))
+
+
+def test_of_a_progressive_jpeg_nobody_knows_whether_the_last_scan_is_there(decoder):
+    assert reason(decoder, encoded(photo(), "JPEG", progressive=True)[:-2]) == "truncated"
+
+
+@pytest.mark.parametrize(("size", "fate"), [(4 << 20, "ok"), (17 << 20, "corrupt")])
+def test_a_png_with_much_text_is_a_picture(decoder, size, fate):
+    content = encoded(photo(), "PNG")
+    text = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * size))
+    content = content[:33] + text + content[33:]
+    assert (reason(decoder, content) if fate != "ok" else fate) == fate
+    if fate == "ok":
+        assert decode(decoder, content).mime == "image/png"
+
+
 def test_damage_inside_is_corruption(decoder):
     png = bytearray(encoded(photo(), "PNG"))
     png[len(png) // 2] ^= 0xFF
