@@ -1,7 +1,8 @@
-"""How long from dropping a photo to run start, `raw_media`, a search hit, and the enhanced picture.
+"""From closing a file to `raw_media` and to a search hit, by native events and by polling, and where the time goes.
 
-A real home in a temporary folder, `mirror-realm up`, and twenty photos dropped one by one at random moments; each time
-is read from the ledger (and the run's start from Dagster), so that looking costs nothing.
+A real home in a temporary folder, `mirror-realm up`, two watched folders, and fifty photos dropped into each, in turn
+and at random moments. Each time is read from the ledger, and the run's from Dagster, so that looking costs nothing. The
+photos are not enhanced, so that they wait for nothing but themselves; then a few are, in a third folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import sqlalchemy as sa
 
 from benchmarks.results_file import spread, write
@@ -24,7 +26,25 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.settings import Settings
 
-DROPS = 20
+DROPS = int(os.environ.get("MIRROR_REALM_BENCH_DROPS", "50"))
+ENHANCED_DROPS = DROPS // 5
+_SOURCES = {
+    "native": ("watch=native", "enhance=false"),
+    "polling": ("watch=poll", "enhance=false"),
+    "enhanced": ("watch=native",),
+}
+# What follows what; a step's time is counted from the one before.
+_STEPS = (
+    "noticed",
+    "batch formed",
+    "run created",
+    "run's process started",
+    "run took it",
+    "raw_media",
+    "searchable",
+    "enhanced_images",
+)
+_ENDS = ("raw_media", "searchable", "enhanced_images")
 _READY_SECONDS = 120
 _DONE_SECONDS = 180
 
@@ -32,12 +52,14 @@ _DONE_SECONDS = 180
 def main() -> None:
     """Measure and write `results/latency.json`."""
     with tempfile.TemporaryDirectory(prefix="mirror-realm-latency-") as base:
-        home, folder = Path(base) / "home", Path(base) / "photos"
-        folder.mkdir()
+        home = Path(base) / "home"
         env = {**os.environ, "MIRROR_REALM_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
         _run(env, "init")
         _run(env, "models", "fetch")
-        _run(env, "sources", "add", "bench", "--folder", str(folder))
+        for source, options in _SOURCES.items():
+            (Path(base) / source).mkdir()
+            words = [word for option in options for word in ("--option", option)]
+            _run(env, "sources", "add", source, "--folder", str(Path(base) / source), *words)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -47,7 +69,8 @@ def main() -> None:
         try:
             _wait_port(port)
             time.sleep(15)  # the daemon's first ticks
-            figures = _drop_all(Settings.at(home), folder)
+            os.environ["DAGSTER_HOME"] = env["DAGSTER_HOME"]
+            figures = _drop_all(Settings.at(home), Path(base))
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
@@ -69,22 +92,42 @@ def _wait_port(port: int) -> None:
     raise TimeoutError("the web server did not start")
 
 
-def _drop_all(settings: Settings, folder: Path) -> dict[str, object]:
+def _drop_all(settings: Settings, base: Path) -> dict[str, object]:
     catalog = Catalog(settings.catalog_url)
     chance = random.Random(1)  # noqa: S311 - no secret
-    found: dict[str, list[float]] = {"run_start": [], "raw_media": [], "searchable": [], "enhanced": []}
-    for number in range(DROPS):
-        time.sleep(chance.uniform(0, 6))
-        name = f"photo-{number:02d}.jpg"
-        _photo(folder / f".{name}.part", number)
-        dropped = datetime.now(UTC)
-        (folder / f".{name}.part").rename(folder / name)
-        times = _wait(catalog, name)
-        for stage, at in times.items():
-            found[stage].append((at - dropped).total_seconds())
-        print(number, {stage: round(values[-1], 1) for stage, values in found.items()}, file=sys.stderr)
+    found: dict[str, dict[str, list[float]]] = {source: {} for source in _SOURCES}
+    order = ["native", "polling"] * DROPS + ["enhanced"] * ENHANCED_DROPS
+    with dg.DagsterInstance.get() as instance:
+        for number, source in enumerate(order):
+            time.sleep(chance.uniform(0, 6))
+            name = f"photo-{number:03d}.jpg"
+            hidden = base / source / f".{name}.part"
+            _photo(hidden, number)
+            picture = hidden.read_bytes()
+            hidden.unlink()
+            with (base / source / name).open("wb") as file:
+                file.write(picture)
+            closed = datetime.now(UTC)
+            times = _wait(catalog, instance, name, last="enhanced_images" if source == "enhanced" else "searchable")
+            told = _told(closed, times)
+            for part, seconds in told.items():
+                found[source].setdefault(part, []).append(seconds)
+            print(number, source, {part: round(seconds, 1) for part, seconds in told.items()}, file=sys.stderr)
     catalog.close()
-    return {stage: spread(values) for stage, values in found.items()}
+    return {
+        source: {part: spread(values) for part, values in parts.items()} for source, parts in found.items() if parts
+    }
+
+
+def _told(closed: datetime, times: dict[str, datetime]) -> dict[str, float]:
+    """Seconds from closing the file to each end, and between one step and the next."""
+    ends = {f"to {end}": (times[end] - closed).total_seconds() for end in _ENDS if end in times}
+    steps, before = {}, closed
+    for step in _STEPS:
+        if step in times:
+            steps[step] = (times[step] - before).total_seconds()
+            before = times[step]
+    return ends | steps
 
 
 def _photo(path: Path, number: int) -> None:
@@ -95,22 +138,22 @@ def _photo(path: Path, number: int) -> None:
     picture.resize((64, 48)).save(path, "JPEG")
 
 
-def _wait(catalog: Catalog, name: str) -> dict[str, datetime]:
+def _wait(catalog: Catalog, instance: dg.DagsterInstance, name: str, *, last: str) -> dict[str, datetime]:
     end = time.monotonic() + _DONE_SECONDS
     while time.monotonic() < end:
-        times = _times(catalog, name)
-        if len(times) == 4:
+        times = _times(catalog, instance, name)
+        if last in times:
             return times
         time.sleep(0.5)
     raise TimeoutError(f"{name} was not done; so far {times}")
 
 
-def _times(catalog: Catalog, name: str) -> dict[str, datetime]:
-    """When each stage recorded the photo; the run's start is when its worker took the batch."""
+def _times(catalog: Catalog, instance: dg.DagsterInstance, name: str) -> dict[str, datetime]:
+    """When each step of the photo was done, as far as it is."""
     loc, med, par, fea = t.locations.c, t.media.c, t.parts.c, t.features.c
     with catalog.read() as conn:
         row = conn.execute(
-            sa.select(loc.id, med.content_id, t.contents.c.digest, par.image_digest)
+            sa.select(loc.id, loc.changed_at, t.contents.c.digest, par.image_digest)
             .join(t.media, med.id == loc.media_id)
             .join(t.contents, t.contents.c.id == med.content_id)
             .join(t.parts, par.content_id == med.content_id)
@@ -120,15 +163,20 @@ def _times(catalog: Catalog, name: str) -> dict[str, datetime]:
             return {}
         recorded = conn.execute(
             sa.select(fea.feature, fea.created_at).where(fea.image_digest.in_([row[2], row[3]]), fea.status == "ok")
-        )
-        names = {"raw_media": "raw_media", "embeddings": "searchable", "enhanced_images": "enhanced"}
-        times = {names[feature]: at for feature, at in recorded}
-        started = conn.execute(
-            sa.select(sa.func.min(t.batch_runs.c.started_at))
-            .join(t.batch_items, t.batch_items.c.batch_id == t.batch_runs.c.batch_id)
+        ).all()
+        batch = conn.execute(
+            sa.select(t.batches.c.created_at, t.batch_runs.c.started_at, t.batch_runs.c.run_id)
+            .join(t.batch_runs, t.batch_runs.c.batch_id == t.batches.c.id)
+            .join(t.batch_items, t.batch_items.c.batch_id == t.batches.c.id)
             .where(t.batch_items.c.location_id == row[0], t.batch_runs.c.lane == "search")
-        ).scalar()
-        if started is not None:
-            when = datetime.fromisoformat(started) if isinstance(started, str) else started
-            times["run_start"] = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return times
+            .order_by(t.batch_runs.c.started_at)
+        ).first()
+    names = {"raw_media": "raw_media", "embeddings": "searchable", "enhanced_images": "enhanced_images"}
+    times = {names[feature]: at for feature, at in recorded}
+    if batch is not None:
+        record = instance.get_run_record_by_id(batch[2])
+        times |= {"noticed": row[1], "batch formed": batch[0], "run took it": batch[1]}
+        if record is not None and record.start_time:
+            times["run created"] = record.create_timestamp
+            times["run's process started"] = datetime.fromtimestamp(record.start_time, UTC)
+    return {step: at if at.tzinfo else at.replace(tzinfo=UTC) for step, at in times.items()}

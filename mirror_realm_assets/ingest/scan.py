@@ -152,20 +152,22 @@ class Walk:
             gone = tuple(folder for folder in before.folders if folder not in here) if before else ()
             yield Changed(prefix, entries, gone)
 
-    def folder(self, prefix: bytes) -> tuple[list[Entry], list[bytes]]:
-        """The files in one folder, and the prefixes of the folders in it."""
-        found = self._sorted(prefix, *self._read(prefix))
+    def glance(self, prefix: bytes) -> tuple[list[Entry], list[bytes]]:
+        """The last files in one folder by their names, and the prefixes of the folders in it."""
+        found = self._sorted(prefix, *self._read(prefix, _last_names))
         return [entry for _path, entry in found if entry is not None], [path for path, entry in found if entry is None]
 
-    def _read(self, prefix: bytes) -> tuple[list[tuple[bytes, os.stat_result]], int]:
-        """Every name in a folder with its stat, and the fingerprint of all of them."""
+    def _read(
+        self, prefix: bytes, choose: Callable[[Iterable[Any]], Iterable[Any]] = iter
+    ) -> tuple[list[tuple[bytes, os.stat_result]], int]:
+        """Every name in a folder, or those chosen, with its stat, and the fingerprint of all of them."""
         seen: list[tuple[bytes, os.stat_result]] = []
         parts: list[object] = []
         add, note = seen.append, parts.append
         whole = True
         try:
             with self._disk.scandir(b"%s/%s" % (self._root, prefix)) as listing:
-                for item in listing:
+                for item in choose(listing):
                     name = item.name
                     try:
                         found = item.stat(follow_symlinks=False)
@@ -237,6 +239,9 @@ def newest_of_each_folder(
 ) -> list[Entry]:
     """The newest file of each folder, the newest of all first; folders near the root before those deep inside.
 
+    Of a large folder only the last names are looked at: cameras and phones count up, and looking at every file of a
+    network drive costs as much as the walk that follows.
+
     Args:
         walk: is used up.
         most: how many files are enough.
@@ -247,11 +252,19 @@ def newest_of_each_folder(
     found: list[Entry] = []
     folders = deque([b""])
     while folders and len(found) < most and clock() < end:
-        files, below = walk.folder(folders.popleft())
+        files, below = walk.glance(folders.popleft())
         folders.extend(below)
         if files:
             found.append(max(files, key=lambda entry: entry.mtime_ns))
     return sorted(found, key=lambda entry: -entry.mtime_ns)
+
+
+def _last_names(listing: Iterable[Any]) -> list[Any]:
+    folders: list[Any] = []
+    others: list[Any] = []
+    for item in listing:
+        (folders if item.is_dir(follow_symlinks=False) else others).append(item)
+    return folders + sorted(others, key=lambda item: item.name)[-_GLANCE_FILES:]
 
 
 def _path(item: tuple[bytes, Entry | None]) -> bytes:
@@ -267,6 +280,8 @@ def _link_code(root: bytes, path: bytes) -> str:
 
 SAMPLE_FILES = 1000
 """So many files of a new source are taken first, the newest of each folder."""
+
+_GLANCE_FILES = 64
 
 
 class Difference(NamedTuple):

@@ -249,3 +249,39 @@ def test_a_root_that_is_itself_a_link_is_looked_into(root: Path, tmp_path: Path)
     (tmp_path / "link").symlink_to(root)
     assert names(walk(os.fsencode(tmp_path / "link"))) == {b"sub/a.png"}
     assert look(tmp_path / "link", b"sub/a.png") is not None
+
+
+def test_of_a_large_folder_only_the_last_names_are_glanced_at_for_its_newest_file(root: Path) -> None:
+    folders = ["", "a/", "a/b/"]
+    fill(root, *(f"{folder}IMG_{number:04}.jpg" for folder in folders for number in range(300)), "a/b/.DS_Store")
+    for n, folder in enumerate(folders):
+        os.utime(root / f"{folder}IMG_0290.jpg", (2_000_000_000 + n,) * 2)
+    looked: list[bytes] = []
+
+    class Counting:
+        """Counts the files that are looked at."""
+
+        stat, lstat = staticmethod(os.stat), staticmethod(os.lstat)
+
+        @contextlib.contextmanager
+        def scandir(self, path: bytes) -> Iterator[Iterator[Item]]:
+            yield (Item(self, item.name, item.path) for item in os.scandir(path))
+
+        def told(self, path: bytes) -> None:
+            looked.append(path)
+
+    class Item:
+        def __init__(self, disk: Counting, name: bytes, path: bytes) -> None:
+            self.disk, self.name, self.path = disk, name, path
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return Path(os.fsdecode(self.path)).is_dir()
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            self.disk.told(self.path)
+            return os.lstat(self.path)
+
+    walk = Walk(os.fsencode(root), disk=Counting())
+    newest = scan.newest_of_each_folder(walk, most=10, seconds=60)
+    assert [entry.path for entry in newest] == [b"a/b/IMG_0290.jpg", b"a/IMG_0290.jpg", b"IMG_0290.jpg"]
+    assert len(looked) == 3 * 64 + 2
