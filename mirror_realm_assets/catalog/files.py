@@ -276,9 +276,7 @@ def _apply_seen(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime
         conn.execute(
             t.locations.update().where(t.locations.c.id == sa.bindparam("location")).values(values_of), rows_of
         )
-    new = [_new_location(row, at) for key, row in last.items() if key not in existing and row["kind"] not in _AWAY]
-    if new:
-        conn.execute(t.locations.insert(), new)
+    _insert(conn, [row for key, row in last.items() if key not in existing and row["kind"] not in _AWAY], at)
 
 
 STATE_OF = {
@@ -336,24 +334,36 @@ def _after(old: sa.RowMapping, row: sa.RowMapping, at: datetime) -> dict[str, ob
     return place | _UNTRIED | {"state": "present"}
 
 
-def _new_location(row: sa.RowMapping, at: datetime) -> dict[str, object]:
-    path = bytes(row["path"])
-    return {
-        "source_id": row["source_id"],
-        "path": path,
-        "display": display_path(path),
-        "stem_key": companions.stem_key(path),
-        "size": row["size"],
-        "mtime_ns": row["mtime_ns"],
-        "inode": row["inode"],
-        "device": row["device"],
-        "generation": row["generation"],
-        "state": STATE_OF[row["kind"]],
-        "code": row["code"],
-        "first_seen_at": row["observed_at"],
-        "changed_at": row["observed_at"],  # its wait for company began then, not when the journal was drained
-        "last_seen_at": at,
-    }
+def _insert(conn: sa.Connection, rows: Iterable[sa.RowMapping], at: datetime) -> None:
+    """New locations, through the driver: the first scan of a source brings millions."""
+    together: dict[tuple[int, int, datetime], list[tuple[object, ...]]] = {}
+    for row in rows:
+        path = bytes(row["path"])
+        values = (
+            path,
+            display_path(path),
+            companions.stem_key(path),
+            row["size"],
+            row["mtime_ns"],
+            row["inode"],
+            row["device"],
+            STATE_OF[row["kind"]],
+            row["code"],
+        )
+        together.setdefault((row["source_id"], row["generation"], row["observed_at"]), []).append(values)
+    for (source_id, generation, observed_at), found in together.items():
+        same = {
+            "source_id": source_id,
+            "generation": generation,
+            "attempts": 0,
+            "first_seen_at": observed_at,
+            "changed_at": observed_at,  # its wait for company began then, not when the journal was drained
+            "last_seen_at": at,
+        }
+        driver.insert(conn, t.locations, same, _OF_NEW, found)
+
+
+_OF_NEW = ("path", "display", "stem_key", "size", "mtime_ns", "inode", "device", "state", "code")
 
 
 def iter_locations(conn: sa.Connection, source_id: int) -> Iterator[sa.RowMapping]:

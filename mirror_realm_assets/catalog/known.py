@@ -154,6 +154,8 @@ def by_inode(
     """The known files of a source with these inodes, by device and inode."""
     l = t.locations.c  # noqa: E741
     found: dict[tuple[int | None, int | None], list[tuple[bytes, Known]]] = {}
+    if conn.execute(sa.select(l.id).where(l.source_id == source_id).limit(1)).first() is None:
+        return found  # so it is during the first scan, which asks for every file
     for start in range(0, len(inodes), _CHUNK):
         where = (l.source_id == source_id, l.inode.in_(inodes[start : start + _CHUNK]))
         for row in conn.execute(sa.select(*_COLUMNS).where(*where)):
