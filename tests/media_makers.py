@@ -29,12 +29,13 @@ def video(
     format: str = "mp4",
     codec: str = "libx264",
     metadata: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
 ) -> bytes:
     """A film of still scenes, each shown for `seconds`, with a key frame every `key_every` frames."""
     import av
 
     file = io.BytesIO()
-    with av.open(file, "w", format=format) as container:
+    with av.open(file, "w", format=format, options=options or {}) as container:
         container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = scenes[0].size

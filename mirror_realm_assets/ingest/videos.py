@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -36,6 +38,7 @@ _SMALL = (32, 32)
 # deviation of grey levels below which a frame shows nothing: a fade, a black beginning.
 _OTHER_SCENE, _EMPTY = 14.0, 4.0
 _THREADS = 2
+_MAX_BOXES = 10_000
 _WITHOUT_INDEX = 600  # packets' worth of frames decoded in order where nothing can be sought
 _ISO6709 = re.compile(r"([+-]\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)")
 _TIMES = ("com.apple.quicktime.creationdate", "creation_time", "date")
@@ -52,11 +55,42 @@ def describe(file: BinaryIO, format_: Format, long_side: int, *, max_pixels: int
         seconds: no frame is begun after that time.
 
     Raises:
-        Refused: `unsupported` without moving pictures or a decoder, `too_many_pixels`, `corrupt` when no frame decodes.
+        Refused: `unsupported` without moving pictures or a decoder, `too_many_pixels`, `corrupt` when no frame decodes,
+            `truncated` when that is because its end is missing.
     """
     import av
 
-    end = time.monotonic() + seconds
+    cut = format_.name == "mov" and _ends_inside_a_box(file)
+    try:
+        shown = _describe(file, format_, long_side, max_pixels=max_pixels, end=time.monotonic() + seconds)
+    except (Refused, av.FFmpegError) as error:
+        if cut and not (isinstance(error, Refused) and error.code != "corrupt"):
+            raise Refused("truncated", "Its end is missing.") from error
+        raise
+    return replace(shown, notes=(*shown.notes, "its end is missing")) if cut else shown
+
+
+def _ends_inside_a_box(file: BinaryIO) -> bool:
+    """Whether an ISO file (MP4, QuickTime) ends before the last of its outermost boxes does."""
+    position, size = 0, file.seek(0, os.SEEK_END)
+    for _box in range(_MAX_BOXES):
+        if position >= size:
+            break
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:  # a long one
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:
+            break  # it goes on to the end of the file, or is no box: some programs append what they like
+        position += length
+    file.seek(0)
+    return position > size
+
+
+def _describe(file: BinaryIO, format_: Format, long_side: int, *, max_pixels: int, end: float) -> Decoded:
+    import av
+
     with av.open(file, mode="r", format=format_.name, metadata_errors="replace") as container:
         stream = _stream(container, max_pixels)
         film = _Film(container, stream, end)
