@@ -23,7 +23,8 @@ batches of what it changes.
 _LOOK: Mapping[str, str] = {
     "raw_media": """
 **What is in it**: one record a file (digest of its bytes, size, mime type, capture time, perceptual hash) and one
-*proxy*, an upright sRGB JPEG that everything else reads. Originals are opened here once and are never changed.
+*proxy*, an upright sRGB JPEG that everything else reads; of a video one for each scene, of a document one for each of
+its first pages. Originals are opened here once and are never changed.
 
 **What to look at**: `glance` and `preview` show pictures of the batch. `refused` lists why files were not taken, with
 what to do about it: a refusal is the file's fault and fails nothing. `pictures_per_second` is the speed of reading and

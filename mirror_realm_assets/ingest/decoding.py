@@ -141,7 +141,7 @@ def refusal(error: Exception) -> Refused:
         return Refused("too_many_pixels", "Its declared size is a decompression bomb's.")
     if isinstance(error, UnidentifiedImageError):
         return Refused("corrupt", "Its beginning is a picture's, but its header makes no sense.")
-    text = str(error)
+    text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, MemoryError) or "memory" in text.lower():
         return Refused("decoder_memory", "Decoding took more memory than is allowed.")
     if any(sign in text.lower() for sign in _TRUNCATED):

@@ -228,7 +228,7 @@ class _Film:
         try:
             yield
         except (av.FFmpegError, EOFError, ValueError) as error:
-            self.trouble = str(error)
+            self.trouble = getattr(error, "strerror", None) or str(error)
             if not self.notes:
                 self.notes.append("some of its frames cannot be decoded")
 
