@@ -187,6 +187,9 @@ REASONS: dict[str, Reason] = _reasons(
     ("internal", _E.INTERNAL_ERROR, _B.INTERNAL, False, "See the log."),
 )  # fmt: skip
 
+OF_CHANGE = frozenset({"file_gone", "changed_while_reading", "original_changed", "original_gone"})
+"""Failures of files that were moved, deleted or written meanwhile: however many, they say nothing of the machine."""
+
 # Object addresses and temporary names differ from run to run and would make equal reasons look different.
 _NOISE = re.compile(r" at 0x[0-9a-fA-F]+|<_io\.[A-Za-z]+[^>]*>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

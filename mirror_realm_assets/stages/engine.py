@@ -22,7 +22,7 @@ from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import RAW, Work
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.wants import State
-from mirror_realm_assets.errors import REASONS, LeaseLost, SetupError, SystemicFailure
+from mirror_realm_assets.errors import OF_CHANGE, REASONS, LeaseLost, SetupError, SystemicFailure
 from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.report import StageReport
@@ -124,6 +124,7 @@ class _Run:
         self.flushed_at = time.monotonic()
         self.recorded: set[features.FeatureKey] = set()
         self.failed: Counter[str] = Counter()
+        self.changed = 0
         self.failed_keys: list[Result] = []
         context.stop = self._reason_to_stop
         self._asked_at = 0.0
@@ -228,7 +229,9 @@ class _Run:
             pixels = work.subject.pixels or sum(p.width * p.height for p in _parts(result))
             self.report.add(result.finding, pixels, work.subject.size, tuple(result.pictures))
             self.report.stored.update((stored.key, stored.size) for _kind, stored in result.objects)
-            if result.finding.status == "failed":
+            if result.finding.code in OF_CHANGE:
+                self.changed += 1
+            elif result.finding.status == "failed":
                 self.failed[result.finding.code or "internal"] += 1
                 self.failed_keys.append(result)
         self.on_progress(self.report, self.total)
@@ -284,10 +287,11 @@ class _Run:
 
     def _check_systemic(self) -> None:
         code, count = self.failed.most_common(1)[0] if self.failed else ("", 0)
-        if self.report.done < _SYSTEMIC_MIN or count * 2 <= self.report.done:
+        done = self.report.done - self.changed  # half of a folder may well be moved before it is read
+        if done < _SYSTEMIC_MIN or count * 2 <= done:
             return
         reason = next(r.finding.reason for r in self.failed_keys if r.finding.code == code)
-        message = f"{count} of {self.report.done} items of {self.stage.name} failed with {code}: {reason}"
+        message = f"{count} of {done} items of {self.stage.name} failed with {code}: {reason}"
         with self.catalog.write() as conn:
             # The fault is not theirs: they are pending again, and nothing is asked for until someone has looked.
             for result in self.failed_keys:

@@ -98,6 +98,8 @@ OK, MEMORY, GONE, CORRUPT = ("ok", None), ("failed", "out_of_memory"), ("failed"
         ([MEMORY] * 10 + [GONE] * 10, True),  # not one and the same cause
         ([CORRUPT] * 40, True),  # the files' fault
         ([OK] * 20, True),
+        ([GONE] * 30 + [OK] * 10, True),  # somebody tidied up before they were read
+        ([GONE] * 30 + [MEMORY] * 11 + [OK] * 9, False),
     ],
 )
 def test_a_systemic_failure_is_more_than_half_of_at_least_twenty_with_one_code(

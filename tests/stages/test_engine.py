@@ -271,6 +271,19 @@ def test_a_systemic_failure_stops_the_run_leaves_items_pending_and_pauses_the_so
         assert batches.pending(conn, "search", ["brightness"]) != []
 
 
+def test_files_that_went_before_they_were_read_are_no_systemic_failure(lab: Lab) -> None:
+    stages = (raw_media_stage(lab.settings),)
+    for number in range(40):
+        lab.picture(f"{number:02d}.png", number)
+    formed = lab.form(stages)
+    for number in range(30):
+        (lab.folder / f"{number:02d}.png").unlink()
+    for batch in formed:
+        run_stage(stages[0], batch.key, lab.services, stages)
+    assert counts(lab, stages, "raw_media") == {"ok": 10, "failed": 30}
+    assert lab.source.state == "active"
+
+
 KILLER = """
 import os, sys
 from pathlib import Path
