@@ -118,7 +118,7 @@ def collect(
         return replace(
             report,
             unfinished=store.sweep_unfinished(unfinished_age, dry_run=dry_run),
-            purged=store.empty_trash(trash_age, dry_run=dry_run),
+            purged=store.empty_trash(trash_age, dry_run=dry_run, needed=lambda key: key in refs.named([key])),
         )
 
 
@@ -143,9 +143,9 @@ def _collect(store: Store, refs: References, chunk: Sequence[Entry], before: dat
 
 
 def _needed(store: Store, refs: References, key: str, before: datetime) -> bool:
-    """Whether the object was written again or named since the listing."""
+    """Whether the object was written again or named since the listing; also asked when it is in the trash already."""
     entry = store.head(key)
-    return entry is None or entry.modified >= before or key in refs.named([key])
+    return (entry is not None and entry.modified >= before) or key in refs.named([key])
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:

@@ -104,17 +104,26 @@ class Store(Protocol):
 
         Args:
             key: the object.
-            unless: asked at the last moment; the object stays when it answers True. No `put` of the key can end
-                between the question and the move, so an object that a writer announced before is never lost. It must
-                not write to the store.
+            unless: asked at the last moment; the object stays when it answers True. A form with locks lets no `put` of
+                the key end between the question and the move; one without asks again after it and brings the object
+                back. So an object that a writer announced before is never lost. It must not write to the store.
 
         Returns:
             Whether it was moved; False when it is not there or `unless` said so.
         """
         ...
 
-    def empty_trash(self, older_than: timedelta, *, dry_run: bool = False) -> Swept:
-        """Delete for good what has been in the trash longer than `older_than`."""
+    def empty_trash(
+        self, older_than: timedelta, *, dry_run: bool = False, needed: Callable[[str], bool] | None = None
+    ) -> Swept:
+        """Delete for good what has been in the trash longer than `older_than`.
+
+        Args:
+            older_than: by the store's clock.
+            dry_run: only count.
+            needed: a form without locks asks it of each key, and brings back what a collector that died in the middle
+                of `trash` has left there.
+        """
         ...
 
     def sweep_unfinished(self, older_than: timedelta, *, dry_run: bool = False) -> Swept:

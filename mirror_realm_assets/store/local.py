@@ -160,8 +160,10 @@ class LocalStore:
             except FileNotFoundError:
                 return False
 
-    def empty_trash(self, older_than: timedelta, *, dry_run: bool = False) -> Swept:
-        """See `Store.empty_trash`."""
+    def empty_trash(
+        self, older_than: timedelta, *, dry_run: bool = False, needed: Callable[[str], bool] | None = None
+    ) -> Swept:
+        """See `Store.empty_trash`; here nothing that is needed gets there."""
         return self._sweep(TRASH, older_than, dry_run)
 
     def sweep_unfinished(self, older_than: timedelta, *, dry_run: bool = False) -> Swept:
