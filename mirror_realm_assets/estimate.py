@@ -12,9 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mirror_realm_assets.catalog import measured
 from mirror_realm_assets.catalog.engine import Catalog
@@ -135,10 +133,9 @@ def of_folder(
 
 def _on_disk(settings: Settings, found: Estimate) -> Estimate:
     """With the space there is where the store lies."""
-    parts = urlsplit(settings.store_url)
-    if parts.scheme not in ("", "file"):
+    folder = settings.store_folder
+    if folder is None:
         return found
-    folder = Path(unquote(parts.path)) if parts.scheme else Path(settings.store_url).expanduser()
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -78,7 +78,7 @@ def install(settings: Settings, *, mounts: Iterable[Mount] | None = None) -> Ins
     """
     table = tuple(read_mounts() if mounts is None else mounts)
     _refuse_sqlite_on_network(settings, table)
-    store = _local_store(settings.store_url)
+    store = settings.store_folder
     for folder in (settings.home, settings.dagster_home, settings.models_dir, *([store] if store else [])):
         _make_usable(folder)
     return Installation(
@@ -169,12 +169,6 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 def _unescape(name: str) -> str:
     # The kernel writes blanks, tabs, line ends and backslashes as three octal digits.
     return re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), name)
-
-
-def _local_store(url: str) -> Path | None:
-    if url.startswith("file://"):
-        return Path(url.removeprefix("file://"))
-    return None if "://" in url else Path(url).expanduser().absolute()
 
 
 def _sqlite_file(url: str) -> Path | None:

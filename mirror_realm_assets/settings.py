@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,6 +46,17 @@ class Settings(BaseSettings):
     )
     configured_catalog_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_CATALOG_URL")
     configured_store_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_STORE_URL")
+    # A store in a bucket. Credentials come from where every client of S3 looks for them, never from here.
+    s3_endpoint_url: str | None = Field(default=None, description="Of a service other than Amazon's own.")
+    s3_region: str | None = Field(default=None, description="Of the bucket.")
+    s3_encryption: Literal["none", "AES256", "aws:kms"] = Field(
+        default="none", description="What is asked of the service for every object; a bucket has its own default."
+    )
+    s3_kms_key_id: str | None = Field(default=None, description="The key of `aws:kms`; the account's own without it.")
+    cache_bytes: int = Field(
+        default=10 * _GIB, ge=0, description="Copies of a bucket's objects on this machine, in the home."
+    )
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int = Field(default=2, ge=1, description="Threads of one model; more than the cores slows everything.")
@@ -138,8 +150,21 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """The store's folder; other kinds of store are refused when it is opened."""
+        """The store: a folder, `file:///folder` or `s3://bucket/prefix`."""
         return self.configured_store_url or str(self.home / "store")
+
+    @property
+    def store_folder(self) -> Path | None:
+        """The store's folder, or None when it is none."""
+        parts = urlsplit(self.store_url)
+        if parts.scheme == "file":
+            return Path(unquote(parts.path))
+        return None if "://" in self.store_url else Path(self.store_url).expanduser().absolute()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Copies of a bucket's objects; may be deleted at any time."""
+        return self.home / "cache"
 
     @property
     def models_dir(self) -> Path:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from lab import Lab
 from postgres import Server
+from s3_server import S3Server
 
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.tables import metadata
@@ -65,6 +66,14 @@ def postgres_server() -> Iterator[Server]:
     server = Server()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server process, started for whoever asks first."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

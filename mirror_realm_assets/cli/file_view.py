@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from mirror_realm_assets import address
 from mirror_realm_assets.cli.output import human_bytes, human_seconds, paths_json, safe, show
@@ -216,10 +215,9 @@ def _place(found: Found, place: dict[str, Any]) -> dict[str, Any]:
 
 def _output_paths(settings: Settings, output: Any) -> list[str]:
     """Where what was made lies, for a store that is a folder."""
-    parts = urlsplit(settings.store_url)
-    if not output or parts.scheme not in ("", "file"):
+    folder = settings.store_folder
+    if not output or folder is None:
         return []
-    folder = Path(unquote(parts.path)) if parts.scheme else Path(settings.store_url)
     proxies = (output.get("proxies") or {}).values()
     keys = [output.get("key"), output.get("shard"), *(proxy.get("key") for proxy in proxies)]
     return [str(folder / key) for key in keys if key]

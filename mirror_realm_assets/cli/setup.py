@@ -40,14 +40,14 @@ def init(as_json: bool) -> None:
     """Create the home, the catalog, the store and the Dagster instance; safe to repeat."""
     from mirror_realm_assets import installation
     from mirror_realm_assets.doctor import open_catalog
-    from mirror_realm_assets.store.opening import open_store
+    from mirror_realm_assets.resources.stores import open_store
 
     settings = Settings.read()
     made = installation.install(settings)
     catalog = open_catalog(settings.catalog_url)
     try:
         _migrate(catalog)
-        store = open_store(settings.store_url, catalog.uuid())
+        store = open_store(settings, catalog.uuid())
         where = catalog.url.render_as_string()
     finally:
         catalog.close()

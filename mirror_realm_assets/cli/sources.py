@@ -92,8 +92,8 @@ def set_(name: str, options: tuple[str, ...], folder: Path | None) -> None:
 def _refuse_ours(settings: Settings, root: Path) -> None:
     """What we make is never an input."""
     real = root.resolve()
-    ours = [settings.dagster_home, settings.models_dir, Path(settings.store_url.removeprefix("file://"))]
-    inside = [folder for folder in ours if real.is_relative_to(folder.resolve())]
+    ours = [settings.dagster_home, settings.models_dir, settings.store_folder]
+    inside = [folder for folder in ours if folder and real.is_relative_to(folder.resolve())]
     if inside or real == settings.home.resolve():
         raise SetupError(
             "invalid_argument", f"{root} belongs to Mirror Realm itself.", remedy="Choose a folder of your own files."

@@ -9,8 +9,6 @@ import os
 import shutil
 import tempfile
 import time
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.doctor.verdict import Finding, rate
@@ -38,7 +36,7 @@ def home(settings: Settings) -> list[Finding]:
     except OSError as error:
         found = f"{settings.home} cannot be written to: {error.strerror}"
         return [rate("home", found, fail=REASONS[as_error(error, default="home_unusable").code].remedy)]
-    store = store_folder(settings.store_url)
+    store = settings.store_folder
     folders = [settings.home, *([store] if store and store.is_dir() else [])]
     free, where = min((shutil.disk_usage(folder).free, folder) for folder in folders)
     wanted = f"Free space until there are {settings.low_space_bytes / _GIB:.1f} GiB; enhancement waits for it."
@@ -46,14 +44,6 @@ def home(settings: Settings) -> list[Finding]:
     space = rate("space", f"{free / _GIB:.1f} GiB free in {where}", warn=wanted if low else "")
     slow = "Put it on a faster disk: every result is written through to the disk." if took > _SLOW_FSYNC_SECONDS else ""
     return [rate("home", f"{settings.home}, written through to the disk in {took * 1000:.0f} ms", warn=slow), space]
-
-
-def store_folder(url: str) -> Path | None:
-    """The folder of a store that is one."""
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return None if "://" in url else Path(url).expanduser().absolute()
 
 
 def weights(settings: Settings) -> list[Finding]:

@@ -17,12 +17,12 @@ from mirror_realm_assets import installation, liveness
 from mirror_realm_assets.catalog import sources, workers
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, alembic_config
-from mirror_realm_assets.doctor.home import store_folder
 from mirror_realm_assets.doctor.machine import inotify
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import REASONS, SetupError, clean_reason
+from mirror_realm_assets.resources.stores import open_store
 from mirror_realm_assets.settings import Settings
-from mirror_realm_assets.store.opening import IDENTITY, open_store
+from mirror_realm_assets.store.opening import IDENTITY
 
 _MAX_PLACES = 200_000  # read in about half a second
 
@@ -91,13 +91,13 @@ def _revision(catalog: Catalog) -> Finding:
 
 
 def _store(settings: Settings, catalog_uuid: str) -> Finding:
-    folder = store_folder(settings.store_url)
+    folder = settings.store_folder
     if folder is not None and not (folder / IDENTITY).exists():
         # Opening it would make it; and an unmounted drive must not be taken for a new store.
         remedy = "Mount the drive if it is on one, else run `mirror-realm init`."
         return rate("store", f"There is no store in {folder}", fail=remedy, group="store")
     try:
-        open_store(settings.store_url, catalog_uuid)
+        open_store(settings, catalog_uuid, make=False)
     except SetupError as error:
         return rate("store", error.message, fail=error.remedy, group="store")
     return rate("store", f"{settings.store_url}, of this catalog", group="store")

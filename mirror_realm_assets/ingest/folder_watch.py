@@ -40,8 +40,9 @@ _SIDECAR_SECONDS = 10.0  # of one scan; what is left is read after the next one
 def own_folders(settings: Settings) -> set[tuple[int, int]]:
     """Device and inode of the folders that hold what we make."""
     found = set()
-    store = Path(settings.store_url.removeprefix("file://"))
-    for folder in (settings.home, settings.dagster_home, store):
+    for folder in (settings.home, settings.dagster_home, settings.store_folder):
+        if folder is None:
+            continue
         try:
             seen = folder.stat()
         except OSError:

@@ -13,9 +13,9 @@ import dagster as dg
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.resources.stores import open_store
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.services import Services
-from mirror_realm_assets.store.opening import open_store
 
 _lock = threading.Lock()
 _open: dict[Settings, Services] = {}
@@ -33,7 +33,7 @@ def open_services(settings: Settings) -> Services:
             catalog = Catalog(settings.catalog_url)
             identity = catalog.uuid()
             catalog.require_current()
-            store = open_store(settings.store_url, identity)
+            store = open_store(settings, identity)
             _open[settings] = Services(settings, catalog, store)
         return _open[settings]
 

@@ -64,7 +64,7 @@ def put(place: Path, data: bytes) -> None:
 
 def _refuse_sources(settings: Settings, registered: list[Source], place: Path) -> None:
     watched = {root: source.name for source in registered if (root := _identity(source.root)) is not None}
-    working = {_identity(os.fsencode(ours)) for ours in (_store(settings), settings.dagster_home)}
+    working = {_identity(os.fsencode(ours)) for ours in (settings.store_folder, settings.dagster_home) if ours}
     own = own_folders(settings)
     real = Path(os.path.realpath(place.parent))
     for folder in (real, *real.parents):
@@ -110,7 +110,3 @@ def _identity(folder: bytes) -> _Folder | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _store(settings: Settings) -> Path:
-    return Path(settings.store_url.removeprefix("file://"))

@@ -62,6 +62,7 @@ def open_s3_store(
     *,
     cache: DiskCache,
     sending: Mapping[str, str] | None = None,
+    make: bool = True,
     step: Step | None = None,
 ) -> Store:
     """The store in a bucket, made when there is nothing under its prefix.
@@ -73,10 +74,11 @@ def open_s3_store(
         catalog_uuid: identity of the catalog whose objects it keeps.
         cache: copies of what is read.
         sending: what every request that makes an object says besides, for encryption.
+        make: whether a store is made where there is none.
         step: as for `open_store`.
 
     Raises:
-        SetupError: as `open_store`.
+        SetupError: as `open_store`; `not_initialised` where there is none and none is to be made.
     """
     from mirror_realm_assets.store import s3
 
@@ -85,6 +87,8 @@ def open_s3_store(
     try:
         name = f"{begin}{IDENTITY}"
         found = _s3_identity(client, bucket, name)
+        if found is None and not make:
+            raise SetupError("not_initialised", f"There is no store in {place}.")
         if found is None:
             foreign = client.list_objects_v2(Bucket=bucket, Prefix=begin, MaxKeys=1).get("Contents", ())
             if foreign and _s3_identity(client, bucket, name) is None:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,13 @@ CATALOG = "a-catalog"
 processes = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    running = S3Server(tmp_path_factory.mktemp("s3"))
-    yield running
-    running.close()
+@pytest.fixture
+def server(s3_server: S3Server) -> S3Server:
+    return s3_server
 
 
 @pytest.fixture
-def bucket(server: S3Server, request: pytest.FixtureRequest) -> str:
+def bucket(server: S3Server) -> str:
     name = f"b-{uuid.uuid4()}"
     client: Any = server.client()
     client.create_bucket(Bucket=name)
