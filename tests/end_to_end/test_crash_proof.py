@@ -72,7 +72,11 @@ def test_case_b6_a_thousand_kills_lose_nothing_and_do_nothing_twice(tmp_path: Pa
     found: Counter[tuple[str, str]] = Counter()
 
     def one(number: int) -> Killed:
-        return crash_round(tmp_path / f"home-{number}", chosen + number, tell, ingests=60, ups=40)
+        try:
+            return crash_round(tmp_path / f"home-{number}", chosen + number, tell, ingests=60, ups=40)
+        except BaseException:
+            tell(f"home-{number}, seed {chosen + number}, failed; it is told below, when the home beside it is through")
+            raise
 
     pool = ThreadPoolExecutor(2)
     try:
@@ -80,5 +84,5 @@ def test_case_b6_a_thousand_kills_lose_nothing_and_do_nothing_twice(tmp_path: Pa
             found += killed.by
             tell(told(found, time.monotonic() - began))
     finally:
-        pool.shutdown(cancel_futures=True)  # one that fails is told when the home beside it is through
+        pool.shutdown(cancel_futures=True)
     assert found.total() >= 100 * homes
