@@ -86,6 +86,12 @@ def has_journal(conn: sa.Connection, source_id: int) -> bool:
     )
 
 
+def journal_paths(conn: sa.Connection, source_id: int, limit: int) -> list[bytes]:
+    """Paths of sightings that wait to be applied, at most `limit` of them."""
+    query = sa.select(t.journal.c.path).where(t.journal.c.source_id == source_id).limit(limit)
+    return [bytes(path) for path in conn.execute(query).scalars()]
+
+
 def drain_journal(conn: sa.Connection, limit: int = DRAIN) -> int:
     """Apply the oldest journal rows to the locations and delete them, in the caller's transaction.
 

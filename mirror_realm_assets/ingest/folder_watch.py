@@ -34,6 +34,7 @@ _LAST = 2**62
 # How long folders that are as they were are not compared with the ledger.
 _COMPARE_SECONDS = 3600.0
 _SAMPLE_SECONDS = 60.0
+_MAX_WAITING = 10_000  # rows of the journal
 _SIDECAR_SECONDS = 10.0  # of one scan; what is left is read after the next one
 
 
@@ -74,9 +75,10 @@ class FolderWatch:
         self._folders: dict[bytes, Folder] = {}
         self._generation = -1
         self._compared_at = 0.0
-        # On network drives inodes change with a mount and are used again.
+        self._much_waits = False  # in the journal
         self._sampled = False
         self._sidecars = SidecarWatch(catalog, source.id)
+        # On network drives inodes change with a mount and are used again.
         self._inodes_hold = not on_network(Path(os.fsdecode(source.root)))
 
     def is_of(self, source: Source) -> bool:
@@ -166,11 +168,11 @@ class FolderWatch:
             self._generation, self._compared_at = self._source.scan_generation, time.monotonic()
             rows = known.in_order(self._catalog, self._source.id)
             found = scan.differences(walk, rows, inodes=self._inodes_hold)
-        differing: set[bytes] = set()
+        # What is journalled and not applied, by whomever, is not in the ledger that this is compared with.
+        differing = self._waiting()
         for one in found:
             differing.add(_prefix(one.path))
             yield from self._beyond_what_was_written(one)
-        # What is journalled and not applied is not in the ledger that this was compared with.
         self._remember(walk, differing | {_prefix(path) for path in self._written})
 
     def _changes(self, walk: Walk) -> Iterator[Difference]:
@@ -193,13 +195,11 @@ class FolderWatch:
                 yield from self._looked_at_again(path, row)
 
     def _looked_at_again(self, path: bytes, row: KnownRow) -> Iterator[Difference]:
-        entry = None
-        if row[3] == "gone":  # it may have been back before that was said, and its folder compared
-            try:
-                entry = self.look(path)
-            except OSError:
-                return  # the walk met it too, or the next one will
-        yield Difference(path, entry, row)
+        try:
+            # It may have been back before that was said, and its folder compared.
+            yield Difference(path, self.look(path), row)
+        except OSError:
+            return  # the walk met it too, or the next one will
 
     def _beyond_what_was_written(self, found: Difference) -> Iterator[Difference]:
         written = self._written.get(found.path)
@@ -210,9 +210,16 @@ class FolderWatch:
         elif found.entry is None and written[2] not in AWAY:
             yield Difference(found.path, None, (found.path, *written, _LAST, None))
 
+    def _waiting(self) -> set[bytes]:
+        """Folders of which something is journalled; when that is much, nothing is remembered at all."""
+        with self._catalog.read() as conn:
+            paths = files.journal_paths(conn, self._source.id, _MAX_WAITING + 1)
+        self._much_waits = len(paths) > _MAX_WAITING
+        return {_prefix(path) for path in paths}
+
     def _remember(self, walk: Walk, differing: Iterable[bytes]) -> None:
         """Keep what a complete walk saw; folders that differed are compared again."""
-        self._folders = walk.folders if walk.complete else {}
+        self._folders = walk.folders if walk.complete and not self._much_waits else {}
         self._look_again(differing)
 
     def _look_again(self, prefixes: Iterable[bytes]) -> None:

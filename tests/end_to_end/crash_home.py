@@ -7,6 +7,7 @@ import hashlib
 import os
 import pprint
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -402,13 +403,33 @@ class CrashHome(RunningHome):
         if rows or items:
             return f"{rows} journal rows, {items} open items"
         there = self.changing.digests()
-        if known != there:
-            differing = {path for path in {*known, *there} if known.get(path) != there.get(path)}
-            return f"the ledger differs from the folder at {sorted(differing)[:5]}"
+        differing = sorted(
+            path
+            for path in {*known, *there}
+            # A file that was set aside is tried again when all else is done.
+            if known.get(path) != there.get(path) and known.get(path) != "unknown crashed_worker"
+        )
+        if differing:
+            return f"the ledger differs from the folder: {[self._about(path) for path in differing[:5]]}"
         if missing := self.embedded_here() - self.indexed():
             return f"{len(missing)} pictures are not in the index"
         runs = self._runs_left()
         return f"runs {runs}" if runs else ""
+
+    def _about(self, path: bytes) -> dict[str, object]:
+        """A file as it lies in the folder, and what the ledger says of its place."""
+        found: dict[str, object] = {"path": path}
+        with contextlib.suppress(OSError):
+            seen = os.stat(os.path.join(os.fsencode(self.changing.folder), path))  # noqa: PTH116, PTH118 - bytes
+            found["stat"] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
+        with self.catalog.read() as conn:
+            rows = conn.execute(sa.select(t.locations).where(t.locations.c.path == path)).mappings()
+            found["rows"] = [{name: value for name, value in row.items() if name != "path"} for row in rows]
+        return found
+
+    def keep(self, folder: Path) -> None:
+        """Keep catalog and logs of a round that failed."""
+        shutil.copytree(self.home, folder, ignore=shutil.ignore_patterns("models", "store", "dagster"))
 
     def _retry(self) -> None:
         assert self.start(PROGRAMS, "cli", "retry").wait(60) == 0, self.logs()

@@ -39,6 +39,9 @@ def crash_round(base: Path, seed: int, tell: Tell, *, ingests: int, ups: int) ->
         words += f", {ups} under up ({settled}; {home.check()})"
         assert home.stop() == 0
         tell(f"seed {seed}: {words}; {time.monotonic() - began:.0f} s in all; the folder: {home.changing.done}")
+    except BaseException:
+        home.keep(base / "kept")
+        raise
     finally:
         home.close()
     return killed

@@ -16,6 +16,7 @@ from lab import Lab
 
 from mirror_realm_assets.catalog import files, known, sources, tables
 from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.files import Sighting
 from mirror_realm_assets.ingest import folder_watch
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
 from mirror_realm_assets.settings import Settings
@@ -238,3 +239,21 @@ def test_a_file_that_is_still_away_after_it_was_read_is_missing(watcher: FolderW
     assert watcher.scan().missing == 1
     apply(lab)
     assert _state(lab, b"a/b/1.png")[0] == "missing"
+
+
+def test_what_another_one_journalled_is_compared_again_when_it_is_applied(watcher: FolderWatch, lab: Lab) -> None:
+    size, mtime_ns = (lab.folder / "a" / "1.png").stat()[6], (lab.folder / "a" / "1.png").stat().st_mtime_ns
+    with lab.catalog.write() as conn:
+        generation = sources.begin_scan(conn, lab.source.id)
+        stale = Sighting("seen", b"a/1.png", size + 1, mtime_ns - 10**9, 1, 1)
+        files.write_journal(conn, lab.source.id, generation, [stale, Sighting("missing", b"a/b/1.png")])
+    watcher.scan()  # the ledger does not know of it yet
+    apply(lab)
+    assert _state(lab, b"a/b/1.png")[0] == "missing"
+    assert not watcher.scan().errors
+    apply(lab)
+    assert _state(lab, b"a/b/1.png") == ("present", None)
+    with lab.catalog.read() as conn:
+        row = known.at(conn, lab.source.id, b"a/1.png")
+    assert row is not None
+    assert (row.size, row.mtime_ns) == (size, mtime_ns)
