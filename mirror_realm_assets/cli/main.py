@@ -8,7 +8,19 @@ from typing import Any, NoReturn
 
 import click
 
-from mirror_realm_assets.cli import duplicates, look, models, picture, prune, search, serve, setup, sources, work
+from mirror_realm_assets.cli import (
+    duplicates,
+    look,
+    migrate,
+    models,
+    picture,
+    prune,
+    search,
+    serve,
+    setup,
+    sources,
+    work,
+)
 from mirror_realm_assets.cli.output import safe, say
 from mirror_realm_assets.errors import Failed, MirrorRealmError, as_error
 
@@ -57,7 +69,7 @@ def cli() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
-for module in (setup, sources, work, look, duplicates, search, models, picture, prune, serve):
+for module in (setup, sources, work, look, duplicates, search, models, picture, prune, migrate, serve):
     for command in module.COMMANDS:
         cli.add_command(command)
 
