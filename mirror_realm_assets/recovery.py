@@ -7,6 +7,8 @@ holds its place in the queue. Reporting it failed frees both, and Dagster's cras
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,6 +34,7 @@ _UNDER_WAY = [
 _UNSUBMITTED = timedelta(minutes=3)
 # The start of a process is known in the boot time's whole seconds.
 _CLOCKS = timedelta(seconds=2)
+_TAIL = ["tail", "-F", "-c", "+0"]
 # Written by a run's process: of its own under a daemon, the caller's under `ingest`.
 _PROCESS_EVENTS = ("Started process for run", "Executing steps in process")
 
@@ -71,6 +74,37 @@ def reconcile(
                 found.runs.append(run.run_id)
     found.workers = len(workers.bury_the_dead(catalog, forgive=forgive))
     return found
+
+
+def end_orphaned_tails(storage: Path, *, older_than: float = 10.0) -> int:
+    """End the `tail` processes of runs that were killed before Dagster had made anyone watch over them.
+
+    A run's process shows its log by a `tail -F`, and starts a second process after it that ends it when the run dies.
+    Killed in between, the `tail` stays for ever.
+
+    Args:
+        storage: Dagster's folder with the logs of runs.
+        older_than: seconds that it must have run for, as its watcher is started after it.
+
+    Returns:
+        How many were ended.
+    """
+    tails: list[psutil.Process] = []
+    watched: set[int] = set()
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        words = process.info["cmdline"] or []
+        if len(words) == 5 and words[:4] == _TAIL and Path(words[4]).is_relative_to(storage):
+            if time.time() - process.info["create_time"] > older_than:
+                tails.append(process)
+        elif len(words) == 4 and words[1].endswith("watch_orphans.py") and words[3].isdigit():
+            watched.add(int(words[3]))
+    ended = 0
+    for process in tails:
+        if process.pid not in watched:
+            with contextlib.suppress(psutil.Error):  # it has ended by itself
+                process.terminate()
+                ended += 1
+    return ended
 
 
 def _supervised_since(lock: Path) -> datetime | None:

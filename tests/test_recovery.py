@@ -21,7 +21,7 @@ from lab import Lab
 from mirror_realm_assets.catalog import batches, leases, status, workers
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.liveness import HomeLock, identity
-from mirror_realm_assets.recovery import reconcile
+from mirror_realm_assets.recovery import end_orphaned_tails, reconcile
 
 STARTED = dg.DagsterRunStatus.STARTED
 STARTING = dg.DagsterRunStatus.STARTING
@@ -243,3 +243,25 @@ def test_queued_runs_and_runs_that_were_only_just_created_are_left_alone(
     assert reconcile(instance, lab.catalog).runs == []
     assert status_of(instance, created) is dg.DagsterRunStatus.NOT_STARTED
     assert status_of(instance, ended) is dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_tail_that_nobody_watches_over_any_more_is_ended(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    (storage / "run" / "compute_logs").mkdir(parents=True)
+    logs = [storage / "run" / "compute_logs" / "a.err", storage / "run" / "compute_logs" / "b.err", tmp_path / "c.err"]
+    for log in logs:
+        log.write_text("")
+    tails = [subprocess.Popen(["tail", "-F", "-c", "+0", log], stdout=subprocess.DEVNULL) for log in logs]
+    script = tmp_path / "watch_orphans.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    watcher = subprocess.Popen([sys.executable, script, str(os.getpid()), str(tails[1].pid)])
+    try:
+        time.sleep(0.2)
+        assert end_orphaned_tails(storage) == 0  # too young to be sure
+        assert end_orphaned_tails(storage, older_than=0) == 1
+        assert tails[0].wait(10) == -signal.SIGTERM
+        assert [tail.poll() for tail in tails[1:]] == [None, None]
+    finally:
+        for process in (*tails, watcher):
+            process.kill()
+            process.wait()

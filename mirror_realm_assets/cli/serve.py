@@ -63,7 +63,14 @@ def up(host: str | None, port: int | None) -> None:
             every=[(_TELL_SECONDS, teller.tell)],
             on_event=_say_event,
         )
+    _end_leftovers(settings)
     sys.exit(code)
+
+
+def _end_leftovers(settings: Settings) -> None:
+    from mirror_realm_assets.recovery import end_orphaned_tails
+
+    end_orphaned_tails(settings.dagster_home / "storage", older_than=0)
 
 
 def _require_weights(settings: Settings, services: Services) -> None:

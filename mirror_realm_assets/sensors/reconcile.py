@@ -6,7 +6,7 @@ gone and counts, the second comes 30 s after it, and then the run is started aga
 
 import dagster as dg
 
-from mirror_realm_assets.recovery import reconcile
+from mirror_realm_assets.recovery import end_orphaned_tails, reconcile
 from mirror_realm_assets.resources.library import LibraryResource
 
 
@@ -19,6 +19,7 @@ from mirror_realm_assets.resources.library import LibraryResource
 def reconcile_sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SkipReason:
     """One round; it asks for no runs itself."""
     found = reconcile(context.instance, library.services.catalog, library.settings.home / "up.lock")
+    end_orphaned_tails(library.settings.dagster_home / "storage")
     if not found.runs and not found.workers:
         return dg.SkipReason("Every run has its process.")
     return dg.SkipReason(f"{len(found.runs)} runs without a process were ended, {found.workers} dead workers buried.")

@@ -200,10 +200,18 @@ class _Run:
             chunk = works[start : start + step]
             with self.catalog.write() as conn:
                 leases.check(conn, self.context.lease)
+                chunk = self._not_done_meanwhile(conn, chunk)
                 items.claim(conn, chunk, self.context.lease.owner, self.context.services.settings.lease_seconds)
             point("claim.after_commit")
             self.claimed.update((work.item_id, work) for work in chunk)
             yield from chunk
+
+    def _not_done_meanwhile(self, conn: sa.Connection, works: Sequence[Work]) -> Sequence[Work]:
+        """Those that no other run has recorded since this one began: a picture may be in several batches."""
+        if self.stage.feature == RAW:
+            return works  # what is read is known by its bytes, which are not known yet
+        found = features.records(conn, [work.key for work in works])
+        return [work for work in works if getattr(found.get(work.key), "status", None) not in ("ok", "empty")]
 
     def _out_of_space(self) -> bool:
         """Whether enhancement must rest; ingest goes on, its results are small."""

@@ -84,6 +84,37 @@ def test_case_b2_an_empty_result_is_done_and_not_looked_for_again(lab: Lab) -> N
     assert len(looked) == 3
 
 
+def test_what_another_run_records_meanwhile_is_not_done_again(lab: Lab) -> None:
+    """A picture may be in two batches, and their runs may overlap."""
+    done: list[str | None] = []
+
+    def slow(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
+        for work in works:
+            if not done:
+                assert work.recipe is not None
+                with lab.catalog.write() as conn:  # another run, in the meantime
+                    for other in others:
+                        key = features.FeatureKey(other, 0, "brightness", work.recipe.digest)
+                        features.write(conn, key, work.recipe, Finding("ok", {"mean": 1.0}))
+            done.append(work.subject.image_digest)
+            yield Result(work, Finding("ok", {"mean": 2.0}))
+
+    stages = (raw_media_stage(lab.settings), brightness(slow))
+    for number in range(20):
+        lab.picture(f"{number}.png", number)
+    (batch,) = lab.form(stages)
+    run_stage(stages[0], batch.key, lab.services, stages)
+    with lab.catalog.read() as conn:
+        others = list(conn.execute(sa.select(t.parts.c.image_digest).order_by(t.parts.c.id)).scalars())[-3:]
+    run_stage(stages[1], batch.key, lab.services, stages)
+    assert len(done) == 17  # eight are marked at once, and these came later
+    assert not set(others) & set(done)
+    with lab.catalog.read() as conn:
+        attempts = conn.execute(sa.select(t.features.c.attempts).where(t.features.c.feature == "brightness")).scalars()
+        assert list(attempts) == [1] * 20
+    assert counts(lab, stages, "brightness") == {"ok": 20}
+
+
 def test_a_changed_recipe_redoes_just_its_own_feature(lab: Lab) -> None:
     stages = (raw_media_stage(lab.settings), brightness(MEAN))
     lab.picture("a.png")
