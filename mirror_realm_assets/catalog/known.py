@@ -71,7 +71,9 @@ def beneath(conn: sa.Connection, source_id: int, prefix: bytes) -> dict[bytes, K
 def missing(conn: sa.Connection, source_id: int) -> dict[bytes, KnownRow]:
     """The files of a source that were not there once, by a scan or when they were to be read, by path."""
     l = t.locations.c  # noqa: E741
-    return _rows(conn, sa.and_(l.source_id == source_id, sa.or_(l.state == "missing", _gone())))
+    # By the two states, which an index has: alternatives alone would look at every file.
+    either = l.state.in_(("missing", "unreadable"))
+    return _rows(conn, sa.and_(l.source_id == source_id, either, sa.or_(l.state == "missing", _gone())))
 
 
 def _beneath(source_id: int, prefix: bytes) -> sa.ColumnElement[bool]:
