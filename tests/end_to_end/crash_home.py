@@ -455,14 +455,15 @@ class CrashHome(RunningHome):
         return {bytes(row[0]): row[1] if row[2] and row[1] else f"unknown {row[3]}" for row in rows}
 
     def embedded_here(self) -> set[tuple[str, int]]:
-        """Pictures of files that are present."""
-        part = t.parts.c
+        """Pictures of files that are present and have an embedding; one that was set aside has none."""
+        part, feature = t.parts.c, t.features.c
         with self.catalog.read() as conn:
             rows = conn.execute(
                 sa.select(part.image_digest, part.part)
                 .join(t.media, t.media.c.content_id == part.content_id)
                 .join(t.locations, t.locations.c.media_id == t.media.c.id)
-                .where(t.locations.c.state == "present")
+                .join(t.features, feature.image_digest == part.image_digest)
+                .where(t.locations.c.state == "present", feature.feature == "embeddings", feature.status == "ok")
             )
             return {(row[0], row[1]) for row in rows}
 
