@@ -1,7 +1,7 @@
 """Reading and writing many rows through the database driver's own cursor.
 
-What belongs here: the only two functions that do so, for scans of millions of files, where SQLAlchemy's rows and
-parameters would take most of the time. What does not: any query (`known`, `files`).
+What belongs here: the only two functions that do so, for what is done for each of millions of files, where
+SQLAlchemy's rows and parameters would take most of the time. What does not: any query (`known`, `files`).
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import driver
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import insert, now
 from mirror_realm_assets.catalog.wants import Recipe, Record, failure_record
@@ -61,6 +63,18 @@ def records(conn: sa.Connection, keys: Iterable[FeatureKey]) -> dict[FeatureKey,
     return found
 
 
+def is_ok(conn: sa.Connection, key: FeatureKey) -> bool:
+    """Whether an `ok` feature is recorded; asked once for every file that is read."""
+    found = driver.fetch(conn, _IS_OK, (key.image_digest, key.part, key.feature, key.recipe))
+    return bool(found)
+
+
+_IS_OK = (
+    "SELECT 1 FROM features "
+    "WHERE image_digest = {0} AND part = {0} AND feature = {0} AND recipe = {0} AND status = 'ok'"
+)
+
+
 def outputs(conn: sa.Connection, feature: str, recipe: str, subjects: Sequence[tuple[str, int]]) -> dict[Any, Any]:
     """Outputs of the `ok` features of `(image digest, part)` subjects under one recipe."""
     c = t.features.c
@@ -77,6 +91,40 @@ def outputs(conn: sa.Connection, feature: str, recipe: str, subjects: Sequence[t
         )
         found.update({(row[0], row[1]): row[2] for row in rows})
     return found
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finding that is to be recorded; see `write`."""
+
+    key: FeatureKey
+    recipe: Recipe
+    finding: Finding
+    crashes: int = 0
+    final: bool = False
+
+
+def write_all(conn: sa.Connection, found: Sequence[Made], *, run_id: str | None = None) -> None:
+    """Record findings of different subjects as `write` does each, and those of new ones in one statement.
+
+    Args:
+        conn: a connection of `Catalog.write`.
+        found: at most one of each key, in the order of their keys.
+        run_id: the Dagster run.
+    """
+    if not found:
+        return
+    at = now(conn)
+    rows = [
+        _subject(made.key) | {"created_at": at} | _values(made, _result(made, None, at), None, run_id, at)
+        for made in found
+    ]
+    columns = [t.features.c[name] for name in _subject(found[0].key)]
+    new = insert(conn, t.features).on_conflict_do_nothing().returning(*columns)
+    written = {tuple(row) for row in conn.execute(new, rows)}
+    for made in found:
+        if tuple(_subject(made.key).values()) not in written:
+            write(conn, made.key, made.recipe, made.finding, run_id=run_id, crashes=made.crashes, final=made.final)
 
 
 def write(
@@ -100,43 +148,52 @@ def write(
         crashes: how many workers died on it.
         final: a failure that is not tried again by itself, whatever its class says.
     """
+    made = Made(key, recipe, finding, crashes, final)
     while True:
-        written = _write(conn, key, recipe, finding, run_id=run_id, crashes=crashes, final=final)
+        written = _write(conn, made, run_id)
         if written is not None:
             return written
 
 
-def _write(
-    conn: sa.Connection,
-    key: FeatureKey,
-    recipe: Recipe,
-    finding: Finding,
-    *,
-    run_id: str | None,
-    crashes: int,
-    final: bool,
-) -> Record | None:
+def _write(conn: sa.Connection, made: Made, run_id: str | None) -> Record | None:
     """Try to write; None when another writer of the same new key was first, so that its row counts as ours before."""
-    subject = {"image_digest": key.image_digest, "part": key.part, "feature": key.feature, "recipe": key.recipe}
+    subject = _subject(made.key)
     where = [t.features.c[name] == value for name, value in subject.items()]
     row = conn.execute(sa.select(t.features).where(*where).with_for_update()).mappings().first()
     at = now(conn)  # after waiting for the row
     previous = _record(row) if row else None
+    result = _result(made, previous, at)
+    values = _values(made, result, previous, run_id, at)
+    if row:
+        conn.execute(t.features.update().where(*where).values(**values))
+        return result
+    new = insert(conn, t.features).values(**subject, created_at=at, **values).on_conflict_do_nothing()
+    return result if conn.execute(new).rowcount == 1 else None
+
+
+def _subject(key: FeatureKey) -> dict[str, Any]:
+    return {"image_digest": key.image_digest, "part": key.part, "feature": key.feature, "recipe": key.recipe}
+
+
+def _result(made: Made, previous: Record | None, at: datetime) -> Record:
+    finding = made.finding
     if finding.status == "failed":
         result = failure_record(finding.code or "internal", previous, at)
-        if final:
-            result = replace(result, retryable=False, next_attempt_at=None)
-    else:
-        attempts = (previous.attempts if previous else 0) + 1
-        result = Record(finding.status, finding.code, attempts=attempts, limits=finding.limits)
-    values = {
+        return replace(result, retryable=False, next_attempt_at=None) if made.final else result
+    attempts = (previous.attempts if previous else 0) + 1
+    return Record(finding.status, finding.code, attempts=attempts, limits=finding.limits)
+
+
+def _values(made: Made, result: Record, previous: Record | None, run_id: str | None, at: datetime) -> dict[str, Any]:
+    finding, recipe = made.finding, made.recipe
+    return {
         "status": finding.status,
         "code": finding.code,
         "reason": finding.reason,
         "limits": dict(finding.limits) if finding.limits else None,
         "retryable": result.retryable,
         "attempts": result.attempts,
-        "crashes": max(crashes, previous.crashes if previous else 0),
+        "crashes": max(made.crashes, previous.crashes if previous else 0),
         "next_attempt_at": result.next_attempt_at,
         "output": dict(finding.output) if finding.output is not None else None,
         "code_version": recipe.code_version,
@@ -146,11 +203,6 @@ def _write(
         "run_id": run_id,
         "updated_at": at,
     }
-    if row:
-        conn.execute(t.features.update().where(*where).values(**values))
-        return result
-    new = insert(conn, t.features).values(**subject, created_at=at, **values).on_conflict_do_nothing()
-    return result if conn.execute(new).rowcount == 1 else None
 
 
 def forget(conn: sa.Connection, key: FeatureKey) -> None:

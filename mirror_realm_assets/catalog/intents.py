@@ -36,9 +36,22 @@ def end(conn: sa.Connection, ids: Iterable[int]) -> None:
 
 def name_object(conn: sa.Connection, key: str, kind: str, sha256: str, size: int) -> None:
     """Record that `key` is in use; naming it again replaces digest and size."""
-    values = {"kind": kind, "sha256": sha256, "bytes": size}
-    new = insert(conn, t.objects).values(key=key, created_at=now(conn), **values)
-    conn.execute(new.on_conflict_do_update(index_elements=["key"], set_=values))
+    name_objects(conn, [(key, kind, sha256, size)])
+
+
+def name_objects(conn: sa.Connection, found: Sequence[tuple[str, str, str, int]]) -> None:
+    """Record that objects are in use: key, kind, sha256 and bytes of each; the last of a key counts."""
+    at = now(conn)
+    rows = {
+        key: {"key": key, "kind": kind, "sha256": sha, "bytes": size, "created_at": at}
+        for key, kind, sha, size in found
+    }
+    if not rows:
+        return
+    new = insert(conn, t.objects)
+    changed = {name: new.excluded[name] for name in ("kind", "sha256", "bytes")}
+    # In the order of their keys: two writers of the same objects must not wait for each other.
+    conn.execute(new.on_conflict_do_update(index_elements=["key"], set_=changed), [rows[key] for key in sorted(rows)])
 
 
 def forget_objects(conn: sa.Connection, keys: Iterable[str]) -> None:

@@ -223,8 +223,7 @@ def _known(work: Work, digest: str, context: StageContext) -> bool:
         return False
     key = FeatureKey(digest, 0, "raw_media", work.recipe.digest)
     with context.services.catalog.read() as conn:
-        record = features.records(conn, [key]).get(key)
-    return record is not None and record.status == "ok"
+        return features.is_ok(conn, key)
 
 
 def _limits_of(finding: Finding, services: Services) -> dict[str, float] | None:

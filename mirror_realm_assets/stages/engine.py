@@ -32,8 +32,11 @@ from mirror_realm_assets.stages.worker import Worker
 
 Progress = Callable[[StageReport, int], None]  # the report so far, and how many pieces of work there are
 
-_CLAIM = 8  # items marked running in one transaction
-_FLUSH_ITEMS = 16
+# Items marked running in one transaction. More where they are quick: after a crash all that were marked are done once
+# more, one by one.
+_CLAIM, _CLAIM_MOST = 8, 64
+_CLAIM_SECONDS = 0.1
+_FLUSH_ITEMS = 64
 _FLUSH_SECONDS = 0.5
 _MAX_CRASHES = 2
 _SYSTEMIC_MIN = 20
@@ -192,12 +195,14 @@ class _Run:
     def _claim(self, works: Sequence[Work]) -> Iterator[Work]:
         """Hand out work, marking it running first, until there is a reason to stop."""
         step = 1 if self.stage.lane == "enhance" else _CLAIM  # enhancement is slow: mark just what is being done
-        for start in range(0, len(works), step):
+        start, began = 0, time.monotonic()
+        while start < len(works):
             if self.context.stage.lane == "enhance":
                 self.context.give_way()
             if self.context.reason_to_stop() or self._out_of_space():
                 return
             chunk = works[start : start + step]
+            start += step
             with self.catalog.write() as conn:
                 leases.check(conn, self.context.lease)
                 chunk = self._not_done_meanwhile(conn, chunk)
@@ -205,6 +210,10 @@ class _Run:
             point("claim.after_commit")
             self.claimed.update((work.item_id, work) for work in chunk)
             yield from chunk
+            if step > 1:
+                quick = time.monotonic() - began < _CLAIM_SECONDS
+                step = min(2 * step, _CLAIM_MOST) if quick else _CLAIM
+                began = time.monotonic()
 
     def _not_done_meanwhile(self, conn: sa.Connection, works: Sequence[Work]) -> Sequence[Work]:
         """Those that no other run has recorded since this one began: a picture may be in several batches."""
@@ -250,37 +259,40 @@ class _Run:
         with self.catalog.write() as conn:
             leases.check(conn, self.context.lease)
             # In one order everywhere: two batches with the same pictures must not wait for each other's rows.
-            for result in sorted(results, key=_record_order):
-                self._record_one(conn, result, final=final)
+            ordered = sorted(results, key=_record_order)
+            media.record_all(conn, [reading for result in ordered if (reading := _reading(result)) is not None])
+            made: list[features.Made] = []
+            for result in ordered:
+                if (one := self._made(conn, result, final=final)) is not None and one.key not in self.recorded:
+                    made.append(one)  # two files of one batch with the same bytes are one record
+                    self.recorded.add(one.key)
+            features.write_all(conn, made, run_id=self.context.run_id)
+            objects = [
+                (stored.key, kind, stored.sha256, stored.size) for result in results for kind, stored in result.objects
+            ]
+            intents.name_objects(conn, objects)
+            intents.end(conn, [one for result in results for one in result.intents])
             items.release(conn, [result.work for result in results])
             point("record.before_commit")
         point("record.after_commit")
 
-    def _record_one(self, conn: sa.Connection, result: Result, *, final: bool) -> None:
+    def _made(self, conn: sa.Connection, result: Result, *, final: bool) -> features.Made | None:
+        """What is to be recorded of a subject; what failed before its bytes were known is recorded of the place."""
         work, finding = result.work, result.finding
         if work.recipe is None:
             raise ValueError(f"item {work.item_id} was run without being wanted")
         self.report.recipes[work.recipe.digest] = work.recipe
         digest = work.subject.digest if work.feature == RAW else work.subject.image_digest
-        if result.identified is not None and work.subject.location_id is not None:
-            seen = (work.subject.size, work.subject.mtime_ns)
-            media.record(conn, work.subject.location_id, result.identified, seen=seen)
         if result.identified is not None:
             digest = result.identified.digest
         if result.known:
-            return
+            return None
         if digest is None:
             self._fail_location(conn, work, finding, final=final)
-        else:
-            part = 0 if work.feature == RAW else work.subject.part
-            key = features.FeatureKey(digest, part, work.feature, work.recipe.digest)
-            if key not in self.recorded:  # two files of one batch with the same bytes are one record
-                run_id = self.context.run_id
-                features.write(conn, key, work.recipe, finding, run_id=run_id, crashes=work.crashes, final=final)
-            self.recorded.add(key)
-        for kind, stored in result.objects:
-            intents.name_object(conn, stored.key, kind, stored.sha256, stored.size)
-        intents.end(conn, result.intents)
+            return None
+        part = 0 if work.feature == RAW else work.subject.part
+        key = features.FeatureKey(digest, part, work.feature, work.recipe.digest)
+        return features.Made(key, work.recipe, finding, work.crashes, final)
 
     def _fail_location(self, conn: sa.Connection, work: Work, finding: Finding, *, final: bool) -> None:
         """`raw_media` could not even read the bytes: the place keeps the reason."""
@@ -349,6 +361,13 @@ class _Run:
             elif batch.cancel_requested_at is not None:
                 self._answer = "cancelled"
         return self._answer
+
+
+def _reading(result: Result) -> media.Reading | None:
+    subject = result.work.subject
+    if result.identified is None or subject.location_id is None:
+        return None
+    return media.Reading(subject.location_id, result.identified, (subject.size, subject.mtime_ns))
 
 
 def _record_order(result: Result) -> tuple[str, int]:

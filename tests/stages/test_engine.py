@@ -105,7 +105,16 @@ def test_what_another_run_records_meanwhile_is_not_done_again(lab: Lab) -> None:
     (batch,) = lab.form(stages)
     run_stage(stages[0], batch.key, lab.services, stages)
     with lab.catalog.read() as conn:
-        others = list(conn.execute(sa.select(t.parts.c.image_digest).order_by(t.parts.c.id)).scalars())[-3:]
+        last = (
+            sa.select(t.parts.c.image_digest)
+            .join(t.media, t.media.c.content_id == t.parts.c.content_id)
+            .join(t.locations, t.locations.c.media_id == t.media.c.id)
+            .join(t.batch_items, t.batch_items.c.location_id == t.locations.c.id)
+            .where(t.batch_items.c.feature == "brightness")
+            .order_by(t.batch_items.c.n.desc())
+            .limit(3)
+        )
+        others = list(conn.execute(last).scalars())
     run_stage(stages[1], batch.key, lab.services, stages)
     assert len(done) == 17  # eight are marked at once, and these came later
     assert not set(others) & set(done)
