@@ -27,7 +27,7 @@ from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.settings import Settings
 
 DROPS = int(os.environ.get("MIRROR_REALM_BENCH_DROPS", "50"))
-ENHANCED_DROPS = DROPS // 5
+ENHANCED_DROPS = DROPS // 10
 _SOURCES = {
     "native": ("watch=native", "enhance=false"),
     "polling": ("watch=poll", "enhance=false"),
