@@ -19,7 +19,7 @@ from mirror_realm_assets.jobs import index_job, lane_job
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.sensors.index import index_sensor
-from mirror_realm_assets.sensors.lanes import batch_sensor, enhance_sensor
+from mirror_realm_assets.sensors.lanes import archive_sensor, batch_sensor, enhance_sensor
 from mirror_realm_assets.sensors.prune import prune_sensor
 from mirror_realm_assets.sensors.reconcile import reconcile_sensor
 from mirror_realm_assets.settings import Settings
@@ -31,6 +31,11 @@ _SEARCH = (
 _ENHANCE = (
     "Enhances the pictures of one batch, for up to half an hour a run; what is left is asked for again by itself. One "
     "partition is one batch, which should have been through media_batch_job before."
+)
+
+_ARCHIVE = (
+    "Copies the originals and enhanced pictures of one batch to the archive of its source, and reads them back. One "
+    "partition is one batch of a source that has an archive."
 )
 
 
@@ -46,6 +51,7 @@ def build_defs(
     pipeline = stages(Settings.read())
     search = lane_job("media_batch_job", pipeline, "search", _SEARCH)
     enhance = lane_job("enhance_job", pipeline, "enhance", _ENHANCE)
+    archive = lane_job("archive_job", pipeline, "archive", _ARCHIVE)
     index = index_job()
     return dg.Definitions(
         assets=[
@@ -58,10 +64,11 @@ def build_defs(
             embeddings_are_vectors(stages),
             index_equals_ledger(stages),
         ],
-        jobs=[search, enhance, index],
+        jobs=[search, enhance, archive, index],
         sensors=[
             batch_sensor(search, stages),
             enhance_sensor(enhance, stages),
+            archive_sensor(archive, stages),
             index_sensor(index, stages),
             reconcile_sensor,
             prune_sensor,

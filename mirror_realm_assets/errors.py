@@ -164,6 +164,8 @@ REASONS: dict[str, Reason] = _reasons(
     ("store_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check the store with `mirror-realm doctor`."),
     ("store_corrupt", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, False, "A stored object differs from its digest; run `mirror-realm retry` to make it again."),
     ("catalog_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check the database with `mirror-realm doctor`."),
+    ("archive_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check that the archive can be reached and written to; the work goes on by itself."),
+    ("enhancement_failed", _E.INVALID_ARGUMENT, _B.DEPENDENCY_FAILURE, False, "The original is archived; see why its enhancement failed, then `mirror-realm retry`."),
     ("not_verified", _E.INTERNAL_ERROR, _B.INTERNAL, False, "The written result could not be read back; see the run's log."),
     ("model_failed", _E.INTERNAL_ERROR, _B.INTERNAL, False, "See the run's log; then `mirror-realm retry`."),
     ("deadline_exceeded", _E.DEADLINE_EXCEEDED, _B.NODE_EXECUTION_TIMEOUT, False, "Ask again with a later deadline."),
@@ -189,6 +191,9 @@ REASONS: dict[str, Reason] = _reasons(
 
 OF_CHANGE = frozenset({"file_gone", "changed_while_reading", "original_changed", "original_gone"})
 """Failures of files that were moved, deleted or written meanwhile: however many, they say nothing of the machine."""
+
+NOT_SYSTEMIC = OF_CHANGE | {"enhancement_failed"}
+"""Failures that are no reason to pause a source, however many: those, and what another stage has judged already."""
 
 # Object addresses and temporary names differ from run to run and would make equal reasons look different.
 _NOISE = re.compile(r" at 0x[0-9a-fA-F]+|<_io\.[A-Za-z]+[^>]*>")

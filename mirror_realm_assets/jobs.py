@@ -1,7 +1,7 @@
-"""The three jobs.
+"""The jobs.
 
 What belongs here: which assets run together, and the tags of runs that a person launches. What does not: when they run
-by themselves (`sensors`, whose tags replace these). The two lanes are two jobs, so that a picture can be searched
+by themselves (`sensors`, whose tags replace these). The lanes are jobs of their own, so that a picture can be searched
 before anything is enhanced; one job over both partition sets cannot be resolved anyway.
 """
 

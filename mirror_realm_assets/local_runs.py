@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from mirror_realm_assets.catalog import batches, index, sources
+from mirror_realm_assets.catalog import index, sources
 from mirror_realm_assets.catalog.batches import PendingBatch
 from mirror_realm_assets.definitions import build_defs
 from mirror_realm_assets.fault_points import point
+from mirror_realm_assets.ingest.batching import Former
 from mirror_realm_assets.pipeline import standard_stages
+from mirror_realm_assets.recovery import RUN_BY_WORKER
 from mirror_realm_assets.sensors.index import index_tags
 from mirror_realm_assets.sensors.lanes import run_tags
 from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.lanes import pending_of
 from mirror_realm_assets.stages.services import Services
-from mirror_realm_assets.stages.stage import Lane, Stage, lane_features
+from mirror_realm_assets.stages.stage import Lane, Stage
 
-_JOBS: dict[Lane, str] = {"search": "media_batch_job", "enhance": "enhance_job"}
+_JOBS: dict[Lane, str] = {"search": "media_batch_job", "enhance": "enhance_job", "archive": "archive_job"}
 # Dagster's log of a run belongs into its event log, not between the lines of a progress.
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _MAX_RUNTIME = 7 * 24 * 3600
@@ -44,7 +47,7 @@ class Ran:
 def run_source(
     settings: Settings, services: Services, instance: dg.DagsterInstance, name: str, say: Callable[[str], None]
 ) -> Ran:
-    """Run everything pending of a source: the search lane, the index, the enhancement lane.
+    """Run everything pending of a source: the search lane, the index, the enhancement lane, the archive.
 
     Args:
         settings: of this process.
@@ -60,6 +63,7 @@ def run_source(
     _run_index(settings, services, instance, definitions, stages, name, ran, say)
     services.let_go("embedder/")  # the next lane has its own model
     _run_lane(settings, services, instance, definitions, stages, name, "enhance", ran, say)
+    _run_lane(settings, services, instance, definitions, stages, name, "archive", ran, say)
     return ran
 
 
@@ -91,7 +95,7 @@ def _run_lane(
                 partition_key=batch.key,
                 instance=instance,
                 run_config=_QUIET,
-                tags=run_tags(name, lane, "cli", batch.priority, _MAX_RUNTIME),
+                tags={**run_tags(name, lane, "cli", batch.priority, _MAX_RUNTIME), **_mine(services)},
                 raise_on_error=False,
             )
             ran.batches.append(batch.key)
@@ -100,11 +104,15 @@ def _run_lane(
                 ran.errors.append(_error_of(result))
 
 
+def _mine(services: Services) -> dict[str, str]:
+    """Tells whose run it is from its creation on: killed before the run has said its pid, it is ended all the same."""
+    return {RUN_BY_WORKER: services.held("former", lambda: Former(services.catalog)).worker_id}
+
+
 def _pending(services: Services, stages: Sequence[Stage], name: str, lane: Lane) -> list[PendingBatch]:
-    after = lane_features(stages, "search") if lane == "enhance" else ()
     with services.catalog.read() as conn:
         source = sources.get(conn, name)
-        found = batches.pending(conn, lane, lane_features(stages, lane), after=after, source_id=source.id)
+        found = pending_of(conn, stages, lane, source_id=source.id)
     return [batch for batch in found if not batch.leased]
 
 
@@ -140,7 +148,7 @@ def _run_index(
         partition_key=name,
         instance=instance,
         run_config=_QUIET,
-        tags=index_tags(name, "cli"),
+        tags={**index_tags(name, "cli"), **_mine(services)},
         raise_on_error=False,
     )
     if not result.success:

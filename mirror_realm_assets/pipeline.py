@@ -5,6 +5,7 @@ What belongs here: the list. What does not: the stages themselves; they live wit
 
 from __future__ import annotations
 
+from mirror_realm_assets.archive.stage import archived_media_stage
 from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.enhance.stage import enhanced_images_stage
 from mirror_realm_assets.ingest.stage import proxy_version, raw_media_stage
@@ -25,8 +26,10 @@ def check_policy(settings: Settings, policy: SourcePolicy) -> None:
 
 def standard_stages(settings: Settings) -> tuple[Stage, ...]:
     """All stages of a process with these settings, in dependency order."""
+    enhanced = enhanced_images_stage(settings.precision)
     return (
         raw_media_stage(settings),
         embeddings_stage(proxy_version(settings), settings.precision, settings.models_dir),
-        enhanced_images_stage(settings.precision),
+        enhanced,
+        archived_media_stage(enhanced),
     )

@@ -30,6 +30,8 @@ _UNDER_WAY = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+RUN_BY_WORKER = "mirror-realm/worker"
+"""Tag of a run that runs in the process which created it: the id of that worker."""
 # Created and not even queued: whoever created it submits it within milliseconds, or died.
 _UNSUBMITTED = timedelta(minutes=3)
 # The start of a process is known in the boot time's whole seconds.
@@ -65,10 +67,13 @@ def reconcile(
         run_ids = [record.dagster_run.run_id for record in records]
         with catalog.read() as conn:
             known = workers.of_runs(conn, run_ids)
+            makers = workers.by_ids(conn, [record.dagster_run.tags.get(RUN_BY_WORKER, "") for record in records])
         since = _supervised_since(lock) if lock else None
         for record in records:
             run = record.dagster_run
             mine = [worker for worker in known if worker.run_id == run.run_id]
+            if not mine and (maker := makers.get(run.tags.get(RUN_BY_WORKER, ""))):
+                mine = [maker]  # it runs in the process that made it, and has not come to its first step
             if _is_gone(instance, record, mine, since):
                 instance.report_run_failed(run, "The process of this run is gone; its work goes on in a new run.")
                 found.runs.append(run.run_id)

@@ -67,6 +67,10 @@ _OPTIONS = {
     "enhance_outscale": "How many times wider and higher the result is.",
     "enhance_max_pixels": "Larger pictures are not enhanced: `not_wanted`, with that reason.",
     "enhance_format": "Format of the result.",
+    "archive": "A folder, or `s3://bucket/prefix`, to which originals and enhanced pictures are copied; empty: none. "
+    "[How that works](../how-to/archive.md).",
+    "archive_template": "How files are called there.",
+    "archive_what": "`originals`, `enhanced` or `both`.",
     "originals": "`reference` leaves originals where they are; `copy` keeps their bytes in the store as well.",
     "embedder": "The model whose vectors are searched, a name from the same list.",
     "faces": _NOT_YET,

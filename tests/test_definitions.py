@@ -51,7 +51,7 @@ for name in ("PreviewWarning", "BetaWarning", "SupersessionWarning"):
 
 def test_all_definitions_resolve(defs: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(defs)
-    for job in ("media_batch_job", "enhance_job", "index_job"):
+    for job in ("media_batch_job", "enhance_job", "archive_job", "index_job"):
         assert defs.resolve_job_def(job)
 
 
@@ -67,6 +67,7 @@ def test_assets_and_their_partitions_follow_the_contract(defs: dg.Definitions) -
         "raw_media": "media_batch",
         "embeddings": "media_batch",
         "enhanced_images": "media_batch",
+        "archived_media": "media_batch",
         "faiss_index": "data_source",
     }
 
@@ -90,7 +91,7 @@ def test_gpu_stages_carry_their_tags_and_pools(defs: dg.Definitions) -> None:
 
 def test_sensors_run_by_default_and_tick_fast(defs: dg.Definitions) -> None:
     sensors = {sensor.name: sensor for sensor in defs.sensors or []}
-    assert set(sensors) == {"batch_sensor", "enhance_sensor", "index_sensor", "reconciler", "pruner"}
+    assert set(sensors) == {"batch_sensor", "enhance_sensor", "archive_sensor", "index_sensor", "reconciler", "pruner"}
     assert all(s.default_status is dg.DefaultSensorStatus.RUNNING for s in sensors.values())  # type: ignore[union-attr]
     assert sensors["batch_sensor"].minimum_interval_seconds == 1  # type: ignore[union-attr]
 
@@ -105,6 +106,7 @@ def test_every_gate_has_a_blocking_check(defs: dg.Definitions) -> None:
         "raw_media:no_systemic_failure": True,
         "embeddings:no_systemic_failure": True,
         "enhanced_images:no_systemic_failure": True,
+        "archived_media:no_systemic_failure": True,
         "embeddings:embeddings_are_vectors": True,
         "faiss_index:index_equals_ledger": True,
     }

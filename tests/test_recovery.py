@@ -21,7 +21,7 @@ from lab import Lab
 from mirror_realm_assets.catalog import batches, leases, status, workers
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.liveness import HomeLock, identity
-from mirror_realm_assets.recovery import end_orphaned_tails, reconcile
+from mirror_realm_assets.recovery import RUN_BY_WORKER, end_orphaned_tails, reconcile
 
 STARTED = dg.DagsterRunStatus.STARTED
 STARTING = dg.DagsterRunStatus.STARTING
@@ -55,8 +55,9 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield opened
 
 
-def add_run(instance: dg.DagsterInstance, state: dg.DagsterRunStatus) -> dg.DagsterRun:
-    run = dg.DagsterRun(job_name="media_batch_job", status=state)
+def add_run(instance: dg.DagsterInstance, state: dg.DagsterRunStatus, made_by: str | None = None) -> dg.DagsterRun:
+    tags = {RUN_BY_WORKER: made_by} if made_by else {}
+    run = dg.DagsterRun(job_name="media_batch_job", status=state, tags=tags)
     instance.add_run(run)
     return run
 
@@ -149,6 +150,18 @@ def test_a_run_with_a_living_worker_is_left_alone_even_if_an_earlier_step_ended(
         workers.register(conn, "run", identity(), run_id=run.run_id)
     assert reconcile(instance, lab.catalog).runs == []
     assert status_of(instance, run) is STARTED
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, STARTED])
+def test_a_run_of_an_ingest_that_died_before_its_first_step_ends_at_once(
+    lab: Lab, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
+) -> None:
+    with lab.catalog.write() as conn:
+        dead = workers.register(conn, "form", replace(identity(), pid=dead_pid()))
+        alive = workers.register(conn, "form", identity())
+    killed, working = add_run(instance, status, dead), add_run(instance, status, alive)
+    assert reconcile(instance, lab.catalog).runs == [killed.run_id]
+    assert status_of(instance, working) is status
 
 
 def test_nothing_is_concluded_about_a_worker_on_another_host(lab: Lab, instance: dg.DagsterInstance) -> None:

@@ -45,6 +45,13 @@ the original, not from the proxy.
 source's `enhance.max_pixels` count as `not_wanted`. A run works for up to half an hour and is asked for again until its
 batch is done; it waits while the search lane has work.
 """,
+    "archived_media": """
+**What is in it**: copies of originals and enhanced pictures in the source's archive, a folder or a bucket, under names
+that the source's `archive.template` makes. Only sources with the option `archive` have it.
+
+**What to look at**: `bytes` is what was copied. Every copy was read back; a name that other bytes have already gets
+digits of the file's digest. `mirror-realm file` says where a file lies in the archive.
+""",
 }
 _SHARD_COLUMNS = dg.TableSchema(
     columns=[

@@ -46,7 +46,7 @@ def stage_asset(
         key_prefix=prefix or None,
         partitions_def=media_batch,
         # What needs nothing else comes from the registered folders.
-        deps=[dg.AssetKey([*prefix, need]) for need in stage.needs or ("data_sources",)],
+        deps=[dg.AssetKey([*prefix, need]) for need in (*stage.needs, *stage.reads) or ("data_sources",)],
         description=descriptions.of_stage(stage),
         group_name=stage.group,
         kinds=set(stage.kinds),
@@ -67,7 +67,7 @@ def stage_asset(
             library.services,
             pipeline,
             run_id=context.run.run_id,
-            slice_seconds=settings.slice_seconds if mine.lane == "enhance" else None,
+            slice_seconds=settings.slice_seconds if mine.lane != "search" else None,
             on_progress=_Progress(context.log.info),
         )
         with library.services.catalog.read() as conn:

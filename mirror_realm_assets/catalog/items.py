@@ -23,7 +23,7 @@ from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.wants import PartFacts, Recipe, Record, Rule, State, Verdict, Want, judge, wanted
 from mirror_realm_assets.errors import REASONS
 
-RAW = "raw_media"  # the one feature whose subject is a location, not a part
+RAW = "raw_media"  # the one feature whose subject is a location while its bytes are unread
 _CHUNK = 400
 
 
@@ -74,16 +74,17 @@ class Work:
     crashes: int
     deadline: datetime | None
     cancelled: bool
+    of_bytes: bool = False
 
     @property
     def key(self) -> FeatureKey:
         """Key of the feature this work records; only for subjects that are known."""
         if self.recipe is None:
             raise ValueError(f"item {self.item_id} is not wanted")
-        digest = self.subject.digest if self.feature == RAW else self.subject.image_digest
+        digest = self.subject.digest if self.of_bytes else self.subject.image_digest
         if digest is None:
             raise ValueError(f"the subject of item {self.item_id} is not known yet")
-        return FeatureKey(digest, 0 if self.feature == RAW else self.subject.part, self.feature, self.recipe.digest)
+        return FeatureKey(digest, 0 if self.of_bytes else self.subject.part, self.feature, self.recipe.digest)
 
 
 def open_work(
@@ -102,7 +103,7 @@ def open_work(
         rules: of all features, in dependency order.
         limits: today's limits by name (`max_pixels`, `max_file_bytes`, ...).
     """
-    rows = conn.execute(_open_rows(batch.id)).mappings().all()
+    rows = conn.execute(_open_rows(batch.id, [rule.feature for rule in rules if rule.of_bytes])).mappings().all()
     if not rows:
         return []
     at = now(conn)
@@ -201,7 +202,7 @@ def progress(conn: sa.Connection, item_id: int, done: float) -> None:
     conn.execute(t.batch_items.update().where(t.batch_items.c.id == item_id).values(progress=done))
 
 
-def _open_rows(batch_id: int) -> sa.Select[Any]:
+def _open_rows(batch_id: int, of_bytes: Sequence[str]) -> sa.Select[Any]:
     items, loc, med, con, par = t.batch_items, t.locations, t.media, t.contents, t.parts
     return (
         sa.select(
@@ -245,8 +246,9 @@ def _open_rows(batch_id: int) -> sa.Select[Any]:
             par,
             sa.and_(
                 par.c.content_id == con.c.id,
-                # `raw_media` is of the whole file: one row, however many parts it has.
-                par.c.part == sa.case((items.c.feature == RAW, 0), else_=sa.func.coalesce(items.c.part, par.c.part)),
+                # What is of the whole file has one row, however many parts there are.
+                par.c.part
+                == sa.case((items.c.feature.in_(of_bytes), 0), else_=sa.func.coalesce(items.c.part, par.c.part)),
             ),
         )
         .where(items.c.batch_id == batch_id, items.c.settled_at.is_(None))
@@ -300,10 +302,10 @@ def _keys(
 
 
 def _key(want: Want, subject: Subject) -> FeatureKey | None:
-    digest = subject.digest if want.feature == RAW else subject.image_digest
+    digest = subject.digest if want.of_bytes else subject.image_digest
     if want.recipe is None or digest is None:
         return None
-    return FeatureKey(digest, 0 if want.feature == RAW else subject.part, want.feature, want.recipe.digest)
+    return FeatureKey(digest, 0 if want.of_bytes else subject.part, want.feature, want.recipe.digest)
 
 
 def _record_of(
@@ -348,6 +350,7 @@ def _work(row: sa.RowMapping, subject: Subject, verdict: Verdict, want: Want | N
         crashes=row["crashes"],
         deadline=row["deadline"],
         cancelled=row["cancel_requested_at"] is not None,
+        of_bytes=want.of_bytes if want else False,
     )
 
 

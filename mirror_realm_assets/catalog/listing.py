@@ -223,9 +223,9 @@ def _media_rows(
 def _keys(row: sa.RowMapping, wants: Mapping[str, Want]) -> dict[str, FeatureKey]:
     found: dict[str, FeatureKey] = {}
     for feature, want in wants.items():
-        digest = row["digest"] if feature == RAW else row["image_digest"]
+        digest = row["digest"] if want.of_bytes else row["image_digest"]
         if want.recipe and digest:
-            part = 0 if feature == RAW else row["part"] or 0
+            part = 0 if want.of_bytes else row["part"] or 0
             found[feature] = FeatureKey(digest, part, feature, want.recipe.digest)
     return found
 

@@ -303,6 +303,13 @@ class Place:
     path: bytes
 
 
+def facts(conn: sa.Connection, digest: str) -> tuple[str | None, str | None]:
+    """Mime type of a content, and when it was taken: both None of one that is unknown."""
+    con = t.contents.c
+    row = conn.execute(sa.select(con.mime, con.taken_at).where(con.digest == digest)).first()
+    return (row[0], row[1]) if row else (None, None)
+
+
 def places(conn: sa.Connection, digest: str) -> tuple[list[Place], str | None]:
     """Every known present place of a content, and the key of our own copy if we keep one."""
     query = (

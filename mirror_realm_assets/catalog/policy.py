@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mirror_realm_assets.errors import SetupError
 
@@ -29,6 +29,9 @@ class SourcePolicy(BaseModel):
     enhance_outscale: float = Field(default=4.0, alias="enhance.outscale", gt=0, le=8)
     enhance_max_pixels: int = Field(default=1_000_000, alias="enhance.max_pixels", gt=0)
     enhance_format: Literal["png", "jpeg", "webp"] = Field(default="png", alias="enhance.format")
+    archive: str | None = None
+    archive_template: str = Field(default="year={year}/month={month}/{filename}", alias="archive.template")
+    archive_what: Literal["originals", "enhanced", "both"] = Field(default="both", alias="archive.what")
     originals: Literal["reference", "copy"] = "reference"
     embedder: str = "efficientnet-lite0"
     faces: bool = False
@@ -38,6 +41,12 @@ class SourcePolicy(BaseModel):
     budget_bytes_day: int | None = Field(default=None, alias="budget.bytes_day", gt=0)
     budget_read_mb_s: float | None = Field(default=None, alias="budget.read_mb_s", gt=0)
     quiet_hours: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+
+    @field_validator("archive", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: Any) -> Any:
+        """`archive=` takes the archive away."""
+        return value or None
 
     def is_quiet(self, at: datetime) -> bool:
         """Whether the source is left alone at that local time: from the first time of `quiet_hours` to the second."""

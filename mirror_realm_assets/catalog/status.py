@@ -176,9 +176,21 @@ def _parts(
         )
         .select_from(t.media)
         .join(t.contents, t.contents.c.id == t.media.c.content_id)
-        .outerjoin(t.parts, t.parts.c.content_id == t.media.c.content_id)
         .outerjoin(
-            t.features, _is(t.parts.c.image_digest, t.parts.c.part, rule.feature, recipe.digest if recipe else "")
+            t.parts,
+            sa.and_(
+                t.parts.c.content_id == t.media.c.content_id,
+                t.parts.c.part == 0 if rule.of_bytes else sa.true(),
+            ),
+        )
+        .outerjoin(
+            t.features,
+            _is(
+                t.contents.c.digest if rule.of_bytes else t.parts.c.image_digest,
+                sa.literal(0) if rule.of_bytes else t.parts.c.part,
+                rule.feature,
+                recipe.digest if recipe else "",
+            ),
         )
         .outerjoin(raw, _is(t.contents.c.digest, sa.literal(0), RAW, raw_recipe, of=raw))
         .where(t.media.c.source_id == source.id, shown)

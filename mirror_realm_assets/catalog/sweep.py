@@ -14,7 +14,6 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.batches import NewItem
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import FeatureKey
-from mirror_realm_assets.catalog.items import RAW
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.wants import PartFacts, Rule, State, Verdict, judge, wanted
 
@@ -42,9 +41,9 @@ def missing_media(
         wants = [wanted(rules, source.policy, fact) for fact in facts]
         keys = [
             {
-                feature: FeatureKey(digest, 0 if feature == RAW else row["part"] or 0, feature, want.recipe.digest)
+                feature: FeatureKey(digest, 0 if want.of_bytes else row["part"] or 0, feature, want.recipe.digest)
                 for feature, want in found.items()
-                if want.recipe and (digest := row["digest"] if feature == RAW else row["image_digest"])
+                if want.recipe and (digest := row["digest"] if want.of_bytes else row["image_digest"])
             }
             for row, found in zip(rows, wants, strict=True)
         ]

@@ -75,6 +75,8 @@ class Rule:
         recipe: the recipe under a policy, or None when the policy does not want the feature.
         max_pixels: the largest picture that the policy wants it for, or None for any.
         stills_only: whether it is of stills alone, and neither of frames of videos nor of pages.
+        of_bytes: whether it is of the file's bytes, once a file, and not of each picture in it.
+        after: features that it waits for under a policy, however they end.
     """
 
     feature: str
@@ -82,6 +84,8 @@ class Rule:
     recipe: Callable[[SourcePolicy], Recipe | None]
     max_pixels: Callable[[SourcePolicy], int | None] = lambda _policy: None
     stills_only: bool = False
+    of_bytes: bool = False
+    after: Callable[[SourcePolicy], tuple[str, ...]] = lambda _policy: ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Want:
     needs: tuple[str, ...]
     recipe: Recipe | None
     reason: str | None = None
+    of_bytes: bool = False
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def wanted(rules: Sequence[Rule], policy: SourcePolicy, facts: PartFacts | None)
             recipe, reason = None, f"more than {limit} pixels"
         if recipe and facts and rule.stills_only and facts.kind != "still":
             recipe, reason = None, f"of stills alone, and this is a {facts.kind}"
-        wants[rule.feature] = Want(rule.feature, rule.needs, recipe, reason)
+        wants[rule.feature] = Want(rule.feature, rule.needs, recipe, reason, rule.of_bytes, rule.after(policy))
     return wants
 
 
@@ -204,6 +210,8 @@ def judge(
         own = verdict(records.get(feature), now, limits)
         if own.state is State.PENDING:
             own = _blocked_by([verdicts[need] for need in want.needs if need in verdicts]) or own
+        if own.state is State.PENDING and not all(verdicts[other].final for other in want.after if other in verdicts):
+            own = Verdict(State.BLOCKED)
         verdicts[feature] = own
     return verdicts
 

@@ -85,6 +85,12 @@ def of_runs(conn: sa.Connection, run_ids: Sequence[str]) -> list[WorkerRow]:
     return [_row(row) for row in conn.execute(sa.select(t.workers).where(t.workers.c.run_id.in_(run_ids))).mappings()]
 
 
+def by_ids(conn: sa.Connection, ids: Sequence[str]) -> dict[str, WorkerRow]:
+    """The known workers among these ids."""
+    rows = conn.execute(sa.select(t.workers).where(t.workers.c.id.in_(ids))).mappings()
+    return {row["id"]: _row(row) for row in rows}
+
+
 def bury_the_dead(catalog: Catalog, *, forgive: bool = False) -> list[WorkerRow]:
     """End the workers of this host whose process is provably gone, and free what they held.
 

@@ -10,7 +10,7 @@ from mirror_realm_assets.assets.factory import StageList
 from mirror_realm_assets.assets.reasons import words_of
 from mirror_realm_assets.catalog import gates, sources
 from mirror_realm_assets.catalog.gates import Failures
-from mirror_realm_assets.errors import OF_CHANGE, REASONS, Failed
+from mirror_realm_assets.errors import NOT_SYSTEMIC, REASONS, Failed
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.search.verification import index_matches_ledger
 from mirror_realm_assets.stages.stage import Stage
@@ -34,7 +34,7 @@ def no_systemic_failure(stage: Stage) -> dg.AssetChecksDefinition:
         with library.services.catalog.read() as conn:
             found = gates.failures(conn, context.partition_key, stage.feature)
         # Half of a folder may well be moved or deleted before it is read.
-        codes = {code: count for code, count in found.codes.items() if code not in OF_CHANGE}
+        codes = {code: count for code, count in found.codes.items() if code not in NOT_SYSTEMIC}
         items = found.items - sum(found.codes.values()) + sum(codes.values())
         most = max(codes.values(), default=0)
         systemic = items >= _SYSTEMIC_MIN and most * 2 > items

@@ -45,7 +45,9 @@ def add(name: str, folder: Path, options: tuple[str, ...], as_json: bool) -> Non
     with opened() as (settings, services):
         _refuse_ours(settings, root)
         chosen = parse_options(options)
-        check_policy(settings, parse_policy(chosen))
+        policy = parse_policy(chosen)
+        check_policy(settings, policy)
+        _check_archives(settings, services, root, policy.archive)
         with services.catalog.write() as conn:
             source = sources.add(conn, name, os.fsencode(root), chosen)
         estimate = _estimate(settings, services, source)
@@ -82,8 +84,13 @@ def set_(name: str, options: tuple[str, ...], folder: Path | None) -> None:
             with services.catalog.read() as conn:
                 source = sources.get(conn, name)
             relocate(services.catalog, source, os.fsencode(root))
+        with services.catalog.read() as conn:
+            source = sources.get(conn, name)
+        policy = source.policy.merged(chosen)
+        check_policy(settings, policy)
+        if "archive" in chosen or folder is not None:
+            _check_archives(settings, services, Path(os.fsdecode(source.root)), policy.archive)
         with services.catalog.write() as conn:
-            check_policy(settings, sources.get(conn, name).policy.merged(chosen))
             sources.set_policy(conn, name, chosen)
     say(f"Source {safe(name)} is changed.")
     _say_unused(chosen)
@@ -98,6 +105,32 @@ def _refuse_ours(settings: Settings, root: Path) -> None:
         raise SetupError(
             "invalid_argument", f"{root} belongs to Mirror Realm itself.", remedy="Choose a folder of your own files."
         )
+
+
+def _check_archives(settings: Settings, services: Services, root: Path, archive: str | None) -> None:
+    """What is archived must not come in again as new files; an archive must be there before it is written to."""
+    from mirror_realm_assets.archive.places import FolderArchive
+    from mirror_realm_assets.archive.stage import open_archive
+    from mirror_realm_assets.catalog import sources
+
+    with services.catalog.read() as conn:
+        known = sources.all_sources(conn)
+    archives = {source.policy.archive for source in known} | {archive}
+    for place in [Path(each) for each in archives if each and "://" not in each]:
+        for folder in [root, *(Path(os.fsdecode(source.root)) for source in known)]:
+            if place.resolve().is_relative_to(folder.resolve()):
+                raise SetupError(
+                    "invalid_argument",
+                    f"The archive {place} lies in the watched folder {folder}: what is archived would come in again.",
+                    remedy="Choose a folder outside.",
+                )
+    if archive is None:
+        return
+    opened_archive = open_archive(services, archive)
+    if isinstance(opened_archive, FolderArchive):
+        _refuse_ours(settings, opened_archive.root)
+        opened_archive.prepare()
+    opened_archive.check()
 
 
 @sources_group.command("list")

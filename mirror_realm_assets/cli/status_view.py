@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ALWAYS = ("ok", "pending", "failed", "refused")
 _COLUMNS = ("ok", "pending", "running", "failed", "refused", "empty", "not_wanted")
 _COLOURS = {"ok": "green", "pending": "cyan", "running": "cyan", "failed": "red", "refused": "yellow"}
-_LANES = {"search": "search", "enhance": "enhancement"}
+_LANES = {"search": "search", "enhance": "enhancement", "archive": "archive"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read(settings: Settings, services: Services, only: str | None) -> Reading:
     """
     from mirror_realm_assets.catalog import progress, sources, status
     from mirror_realm_assets.pipeline import standard_stages
-    from mirror_realm_assets.stages.stage import lane_features
+    from mirror_realm_assets.stages.stage import LANES, lane_features
 
     stages = standard_stages(settings)
     rules = [stage.rule for stage in stages]
@@ -111,7 +111,7 @@ def read(settings: Settings, services: Services, only: str | None) -> Reading:
         failures = {source.name: progress.last_failure(conn, source, rules) for source in chosen}
         return Reading(
             sources={each.name: status.of_source(conn, each, rules, services.limits()) for each in chosen},
-            lanes={"search": lane_features(stages, "search"), "enhance": lane_features(stages, "enhance")},
+            lanes={lane: features for lane in LANES if (features := lane_features(stages, lane))},
             rates=progress.speeds(conn),
             running=[each for each in progress.running(conn) if only in (None, each.source)],
             failures={name: failure for name, failure in failures.items() if failure is not None},

@@ -148,12 +148,13 @@ def _is_unfinished(settings: Settings, services: Services, name: str) -> bool:
     """Whether anything waits or is being done; enhancement that rests for want of space does not count."""
     from mirror_realm_assets.catalog import batches, files
     from mirror_realm_assets.pipeline import standard_stages
-    from mirror_realm_assets.stages.stage import lane_features
+    from mirror_realm_assets.stages.stage import Lane, lane_features
 
     stages = standard_stages(settings)
     free = services.store.free_bytes()
     rests = free is not None and free < settings.low_space_bytes
-    features = lane_features(stages, "search") + ([] if rests else lane_features(stages, "enhance"))
+    lanes: list[Lane] = ["search", "archive"] if rests else ["search", "enhance", "archive"]
+    features = [feature for lane in lanes for feature in lane_features(stages, lane)]
     with services.catalog.read() as conn:
         source = _source(services, name)
         return bool(

@@ -131,6 +131,11 @@ class Former:
         with catalog.write() as conn:
             self._id = workers.register(conn, "form", identity())
 
+    @property
+    def worker_id(self) -> str:
+        """The worker that this process is."""
+        return self._id
+
     def form(self, settings: Settings, stages: Sequence[Stage], **options: Any) -> Formed:
         """See `form_batches`."""
         if not self._one_at_a_time.acquire(blocking=False):

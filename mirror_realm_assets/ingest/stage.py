@@ -50,6 +50,7 @@ def raw_media_stage(settings: Settings) -> Stage:
         needs=(),
         recipe=lambda _policy: recipe,
         run=run,
+        of_bytes=True,
         group="ingest",
         kinds=frozenset({"python", "image"}),
         pool="embed",  # a run of the search lane is one unit: it must not start what the next step has to wait for

@@ -7,13 +7,14 @@ by the stage that first asks for them, never here.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.catalog.engine import Catalog
-from mirror_realm_assets.resources.stores import open_store
+from mirror_realm_assets.resources.stores import bucket_client, encryption, open_store
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.services import Services
 
@@ -34,7 +35,13 @@ def open_services(settings: Settings) -> Services:
             identity = catalog.uuid()
             catalog.require_current()
             store = open_store(settings, identity)
-            _open[settings] = Services(settings, catalog, store)
+            _open[settings] = Services(
+                settings,
+                catalog,
+                store,
+                bucket_client=partial(bucket_client, settings),
+                bucket_sending=encryption(settings),
+            )
         return _open[settings]
 
 

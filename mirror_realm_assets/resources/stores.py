@@ -33,17 +33,18 @@ def open_store(settings: Settings, catalog_uuid: str, *, make: bool = True) -> S
     if not parts.netloc:
         raise SetupError("invalid_argument", f"The store {settings.store_url} names no bucket.")
     return opening.open_s3_store(
-        _client(settings),
+        bucket_client(settings),
         parts.netloc,
         unquote(parts.path),
         catalog_uuid,
         cache=DiskCache(settings.cache_dir, settings.cache_bytes),
-        sending=_encryption(settings),
+        sending=encryption(settings),
         make=make,
     )
 
 
-def _client(settings: Settings) -> Any:
+def bucket_client(settings: Settings) -> Any:
+    """A boto3 client of S3, made by `S3Resource`; credentials come from where every client looks for them."""
     from dagster_aws.s3 import S3Resource  # a second, for those who have a bucket
 
     return S3Resource(
@@ -51,7 +52,8 @@ def _client(settings: Settings) -> Any:
     ).get_client()
 
 
-def _encryption(settings: Settings) -> dict[str, str]:
+def encryption(settings: Settings) -> dict[str, str]:
+    """What requests that make objects say about their encryption."""
     if settings.s3_encryption == "none":
         return {}
     sending: dict[str, str] = {"ServerSideEncryption": settings.s3_encryption}

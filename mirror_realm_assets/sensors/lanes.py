@@ -19,7 +19,8 @@ from mirror_realm_assets.ingest.batching import Formed, Former
 from mirror_realm_assets.jobs import AssetJob
 from mirror_realm_assets.partitions import data_source, media_batch
 from mirror_realm_assets.resources.library import LibraryResource
-from mirror_realm_assets.stages.stage import Lane, Stage, lane_features
+from mirror_realm_assets.stages.lanes import pending_of
+from mirror_realm_assets.stages.stage import Lane, Stage
 
 IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
@@ -90,6 +91,25 @@ def enhance_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
     return _sensor
 
 
+def archive_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
+    """Requests the archive lane's runs, of sources that have an archive."""
+
+    @dg.sensor(
+        name="archive_sensor",
+        job=job,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Requests the archiving of batches that were read, and enhanced if that is to be archived too.",
+    )
+    def _sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SensorResult | dg.SkipReason:
+        catalog, settings = library.services.catalog, library.settings
+        slice_seconds = settings.slice_seconds
+        decision = _tick(context.instance, catalog, job.name, "archive", stages(settings), slice_seconds=slice_seconds)
+        return _result(context.instance, catalog, "archive", decision, Formed())
+
+    return _sensor
+
+
 def _tick(
     instance: dg.DagsterInstance,
     catalog: Catalog,
@@ -98,9 +118,8 @@ def _tick(
     stages: Sequence[Stage],
     slice_seconds: float | None = None,
 ) -> Decision:
-    after = lane_features(stages, "search") if lane == "enhance" else ()
     with catalog.read() as conn:
-        pending = batches.pending(conn, lane, lane_features(stages, lane), after=after)
+        pending = pending_of(conn, stages, lane)
     if not pending:
         return Decision()
     active = active_partitions(instance, job_name)
@@ -176,8 +195,8 @@ def _request(wish: RunWish, lane: Lane) -> dg.RunRequest:
     )
 
 
-# The enhancement lane lies below every kind of batch of the search lane.
-_LANE_PRIORITY = {"search": 0, "enhance": -100}
+# The other lanes lie below every kind of batch of the search lane; copying is quick, enhancing is not.
+_LANE_PRIORITY: dict[Lane, int] = {"search": 0, "enhance": -100, "archive": -50}
 
 
 def run_tags(source: str, lane: Lane, by: str, priority: int, max_runtime: int) -> dict[str, str]:

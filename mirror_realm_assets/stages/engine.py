@@ -22,7 +22,7 @@ from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import RAW, Work
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.wants import State
-from mirror_realm_assets.errors import OF_CHANGE, REASONS, LeaseLost, SetupError, SystemicFailure
+from mirror_realm_assets.errors import NOT_SYSTEMIC, REASONS, LeaseLost, SetupError, SystemicFailure
 from mirror_realm_assets.fault_points import point
 from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.report import StageReport
@@ -246,7 +246,7 @@ class _Run:
             pixels = work.subject.pixels or sum(p.width * p.height for p in _parts(result))
             self.report.add(result.finding, pixels, work.subject.size, tuple(result.pictures))
             self.report.stored.update((stored.key, stored.size) for _kind, stored in result.objects)
-            if result.finding.code in OF_CHANGE:
+            if result.finding.code in NOT_SYSTEMIC:
                 self.changed += 1
             elif result.finding.status == "failed":
                 self.failed[result.finding.code or "internal"] += 1
@@ -282,7 +282,7 @@ class _Run:
         if work.recipe is None:
             raise ValueError(f"item {work.item_id} was run without being wanted")
         self.report.recipes[work.recipe.digest] = work.recipe
-        digest = work.subject.digest if work.feature == RAW else work.subject.image_digest
+        digest = work.subject.digest if work.of_bytes else work.subject.image_digest
         if result.identified is not None:
             digest = result.identified.digest
         if result.known:
@@ -290,7 +290,7 @@ class _Run:
         if digest is None:
             self._fail_location(conn, work, finding, final=final)
             return None
-        part = 0 if work.feature == RAW else work.subject.part
+        part = 0 if work.of_bytes else work.subject.part
         key = features.FeatureKey(digest, part, work.feature, work.recipe.digest)
         return features.Made(key, work.recipe, finding, work.crashes, final)
 
@@ -321,11 +321,13 @@ class _Run:
 
     def _unfail(self, conn: sa.Connection, result: Result) -> None:
         work = result.work
-        digest = result.identified.digest if result.identified else work.subject.image_digest
+        known = work.subject.digest if work.of_bytes else work.subject.image_digest
+        digest = result.identified.digest if result.identified else known
         if digest is None and work.subject.location_id is not None:
             files.reset_location(conn, work.subject.location_id)
         elif digest is not None and work.recipe is not None:
-            features.forget(conn, features.FeatureKey(digest, work.subject.part, work.feature, work.recipe.digest))
+            part = 0 if work.of_bytes else work.subject.part
+            features.forget(conn, features.FeatureKey(digest, part, work.feature, work.recipe.digest))
 
     def _settle(self, conn: sa.Connection) -> list[Work]:
         return items.settle(conn, self.context.batch, self.context.source, self.rules, self.limits)

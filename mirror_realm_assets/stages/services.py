@@ -5,12 +5,13 @@ What belongs here: holding things and letting them go. What does not: building a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 from mirror_realm_assets.catalog import intents, leases
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.leases import Lease
+from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.store.interface import Store
 
@@ -22,6 +23,10 @@ class _Closable(Protocol):
 T = TypeVar("T", bound=_Closable)
 
 
+def _no_client() -> Any:
+    raise SetupError("invalid_argument", "There is no access to buckets here.")
+
+
 class Services:
     """The surroundings of a stage.
 
@@ -29,12 +34,24 @@ class Services:
         settings: of this process.
         catalog: the ledger.
         store: the store.
+        bucket_client: makes a boto3 client of S3, for what lies in buckets beside the store.
+        bucket_sending: what every request says that makes an object there (`ServerSideEncryption`, ...).
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: Store,
+        *,
+        bucket_client: Callable[[], Any] = _no_client,
+        bucket_sending: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.store = store
+        self.bucket_client = bucket_client
+        self.bucket_sending = dict(bucket_sending or {})
         self._held: dict[str, _Closable] = {}
 
     def held(self, key: str, make: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import Work
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mirror_realm_assets.stages.context import StageContext
     from mirror_realm_assets.store.interface import StoredObject
 
-Lane = Literal["search", "enhance"]
+Lane = Literal["search", "enhance", "archive"]
+LANES: tuple[Lane, ...] = get_args(Lane)
 Run = Callable[[Iterable[Work], "StageContext"], Iterator["Result"]]
 
 
@@ -37,6 +38,9 @@ class Stage:
         run: takes the open work and yields one result for each, as soon as it has it, in any order.
         max_pixels: the largest picture a policy wants it for, or None.
         stills_only: whether it leaves out frames of videos and pages of documents.
+        of_bytes: whether it is of the file's bytes, once a file, and not of each picture in it.
+        after: features that it waits for under a policy, however they end.
+        reads: features that it reads besides `needs`, where they are wanted; edges of its asset.
         resource: `gpu` adds the GPU tags and, with `pool`, the limit on how many run at once.
         pool: name of the Dagster pool, if any.
         group: group of the asset.
@@ -51,6 +55,9 @@ class Stage:
     run: Run
     max_pixels: Callable[[SourcePolicy], int | None] = lambda _policy: None
     stills_only: bool = False
+    of_bytes: bool = False
+    after: Callable[[SourcePolicy], tuple[str, ...]] = lambda _policy: ()
+    reads: tuple[str, ...] = ()
     resource: Literal["cpu", "gpu"] = "cpu"
     pool: str | None = None
     group: str = "media"
@@ -64,7 +71,7 @@ class Stage:
     @property
     def rule(self) -> Rule:
         """When its feature is wanted, for the ledger."""
-        return Rule(self.feature, self.needs, self.recipe, self.max_pixels, self.stills_only)
+        return Rule(self.feature, self.needs, self.recipe, self.max_pixels, self.stills_only, self.of_bytes, self.after)
 
 
 @dataclass(frozen=True)

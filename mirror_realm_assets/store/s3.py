@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -28,12 +26,9 @@ from mirror_realm_assets.store.cache import DiskCache
 from mirror_realm_assets.store.faults import CHUNK, chunks_of, compare, unreadable
 from mirror_realm_assets.store.interface import Entry, StoredObject, Swept
 from mirror_realm_assets.store.local import TRASH, no_step
+from mirror_realm_assets.store.uploads import ONLY_IF_NEW, Upload, Uploads, changed
 
-PART_BYTES = 16 * 1024**2
-"""Objects above this are sent in parts, of this size or, so that ten thousand are enough, larger ones."""
-_MAX_PARTS = 10_000
 _MAX_COPY_BYTES = 5 * 1024**3  # what S3 copies in one request
-_AT_ONCE = 4  # parts on their way, each in memory
 _DIGEST = "sha256"  # name of our metadata
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 # Somebody else was first, or is at it now.
@@ -73,6 +68,7 @@ class S3Store:
         self._cache = cache
         self._sending = dict(sending or {})
         self._step = step
+        self._uploads = Uploads(client, bucket, self._sending, step)
 
     @property
     def id(self) -> str:
@@ -86,7 +82,7 @@ class S3Store:
             raise ValueError(f"the bytes do not have the digest in their key: {key}")
         with reporting(key):
             if not self._holds(made):
-                self._publish(made, lambda condition: self._put_object(made, data, condition))
+                self._publish(made, lambda condition: self._uploads.put(self._upload(made), data, condition))
                 self._step("durable")
             return made
 
@@ -108,7 +104,7 @@ class S3Store:
                 size += len(chunk)
             made = StoredObject(key, digest.hexdigest(), size)
             if wanted not in (None, made.sha256):
-                raise _changed(key)
+                raise changed(key)
             if not self._holds(made):
                 self._publish(made, lambda condition: self._send(made, file, begin, condition))
                 self._step("durable")
@@ -229,85 +225,25 @@ class S3Store:
         found = self._head(self._name(wanted.key))
         return found is not None and _is(found, wanted)
 
-    def _publish(self, made: StoredObject, send: Callable[[dict[str, str]], None]) -> None:
+    def _publish(self, made: StoredObject, send: Callable[[Mapping[str, str]], None]) -> None:
         """Send what is not there; of several who send the same bytes at once one makes the object."""
         if keys.content_digest(made.key) is None:
             send({})
             return
         try:
-            send({"IfNoneMatch": "*"})
+            send(ONLY_IF_NEW)
         except Exception as error:
             if not is_taken(error):
                 raise
             if not self._holds(made):
                 send({})  # under this name there is something else, which is damaged
 
-    def _put_object(self, made: StoredObject, data: bytes, condition: Mapping[str, str]) -> None:
-        self._step("draft begun")
-        self.client.put_object(
-            Bucket=self.bucket,
-            Key=self._name(made.key),
-            Body=data,
-            ChecksumAlgorithm="SHA256",
-            Metadata={_DIGEST: made.sha256},
-            **self._sending,
-            **condition,
-        )
-
     def _send(self, made: StoredObject, file: BinaryIO, begin: int, condition: Mapping[str, str]) -> None:
         file.seek(begin)
-        if made.size <= PART_BYTES:
-            data = b"".join(chunks_of(file, made.key))
-            if hashlib.sha256(data).hexdigest() != made.sha256:
-                raise _changed(made.key)
-            self._put_object(made, data, condition)
-            return
-        name = {"Bucket": self.bucket, "Key": self._name(made.key)}
-        upload = self.client.create_multipart_upload(
-            **name, ChecksumAlgorithm="SHA256", Metadata={_DIGEST: made.sha256}, **self._sending
-        )
-        mine = {**name, "UploadId": upload["UploadId"]}
-        try:
-            self._step("draft begun")
-            parts = self._send_parts(made, file, mine)
-            self._step("draft synced")
-            self.client.complete_multipart_upload(**mine, MultipartUpload={"Parts": [*parts]}, **condition)
-        except BaseException:
-            self._abort(mine)
-            raise
+        self._uploads.send(self._upload(made), file, condition)
 
-    def _send_parts(self, made: StoredObject, file: BinaryIO, mine: Mapping[str, str]) -> Sequence[dict[str, Any]]:
-        size = max(PART_BYTES, -(-made.size // _MAX_PARTS))
-        digest = hashlib.sha256()
-        on_their_way: deque[Future[dict[str, Any]]] = deque()
-        parts: deque[dict[str, Any]] = deque()
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="s3-part") as pool:
-            try:
-                for number, data in enumerate(_pieces(file, made.key, size), start=1):
-                    digest.update(data)
-                    on_their_way.append(pool.submit(self._send_part, mine, number, data))
-                    if len(on_their_way) >= _AT_ONCE:
-                        parts.append(on_their_way.popleft().result())
-                parts.extend(future.result() for future in on_their_way)
-            finally:
-                for future in on_their_way:
-                    future.cancel()
-        if digest.hexdigest() != made.sha256:
-            raise _changed(made.key)
-        return tuple(parts)
-
-    def _send_part(self, mine: Mapping[str, str], number: int, data: bytes) -> dict[str, Any]:
-        sent = self.client.upload_part(**mine, PartNumber=number, Body=data, ChecksumAlgorithm="SHA256")
-        self._step(f"part {number} sent")
-        return {"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": sent.get("ChecksumSHA256", "")}
-
-    def _abort(self, mine: Mapping[str, str]) -> None:
-        try:
-            self.client.abort_multipart_upload(**mine)
-        except Exception as error:
-            if not is_of_s3(error):
-                raise
-            # It is swept later; what went wrong before is what matters.
+    def _upload(self, made: StoredObject) -> Upload:
+        return Upload(self._name(made.key), made.key, made.sha256, made.size, {_DIGEST: made.sha256}, {})
 
     # --- reading ---
 
@@ -428,10 +364,6 @@ def _is(found: Mapping[str, Any], wanted: StoredObject) -> bool:
     return bool(found["ContentLength"] == wanted.size and found["Metadata"].get(_DIGEST) == wanted.sha256)
 
 
-def _changed(key: str) -> Failed:
-    return Failed("changed_while_reading", f"What was to be stored as {key} changed while it was read.")
-
-
 @contextmanager
 def _seekable(source: BinaryIO, key: str) -> Iterator[BinaryIO]:
     if source.seekable():
@@ -442,14 +374,3 @@ def _seekable(source: BinaryIO, key: str) -> Iterator[BinaryIO]:
             file.write(chunk)
         file.seek(0)
         yield cast(BinaryIO, file)
-
-
-def _pieces(file: BinaryIO, key: str, size: int) -> Iterator[bytes]:
-    piece = bytearray()
-    for chunk in chunks_of(file, key):
-        piece += chunk
-        while len(piece) >= size:
-            yield bytes(piece[:size])
-            del piece[:size]
-    if piece:
-        yield bytes(piece)

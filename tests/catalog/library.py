@@ -22,7 +22,7 @@ from mirror_realm_assets.catalog.wants import Recipe, Rule
 RAW, EMBED, ENHANCE = "raw_media", "embeddings", "enhanced_images"
 LIMITS = {"max_pixels": 500.0, "max_file_bytes": 10_000.0}
 RULES = (
-    Rule(RAW, (), lambda _policy: Recipe(RAW, "1")),
+    Rule(RAW, (), lambda _policy: Recipe(RAW, "1"), of_bytes=True),
     Rule(EMBED, (RAW,), lambda policy: Recipe(EMBED, "1", {"model": policy.embedder})),
     Rule(
         ENHANCE,

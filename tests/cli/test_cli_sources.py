@@ -184,3 +184,37 @@ def test_a_person_confirms_deletions(home: Home) -> None:
     assert home.lab.source.deletions_confirmed
     assert "0 files were held back" in " ".join(run("sources", "confirm-deletions", "demo").stderr.split())
     assert run("sources", "confirm-deletions", "nosuch").exit_code == 1
+
+
+def test_an_archive_is_marked_when_it_is_named_and_taken_away_with_an_empty_one(home: Home, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    assert run("sources", "set", "demo", "--option", f"archive={archive}").exit_code == 0
+    assert (archive / "mirror-realm-archive.json").is_file()
+    assert run_json("sources", "show", "demo")["options"]["archive"] == str(archive)
+    assert run("sources", "set", "demo", "--option", "archive=").exit_code == 0
+    assert run_json("sources", "show", "demo")["options"]["archive"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("archive=relative/folder", "no absolute path"),
+        ("archive.template={path}", "is no field"),
+        ("archive.what=some", "archive.what"),
+    ],
+)
+def test_an_archive_that_cannot_be_one_is_refused(home: Home, option: str, told: str) -> None:
+    found = run("sources", "set", "demo", "--option", option)
+    assert found.exit_code == 1 and told in found.stderr
+
+
+def test_an_archive_in_a_watched_folder_or_in_our_own_is_refused(home: Home, lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(lab.folder)
+    for place in (lab.folder / "archive", lab.folder, tmp_path / "link" / "x", lab.settings.store_folder):
+        found = run("sources", "set", "demo", "--option", f"archive={place}")
+        assert found.exit_code == 1, place
+    assert not (lab.folder / "archive").exists()
+    archive = tmp_path / "wide" / "archive"
+    assert run("sources", "set", "demo", "--option", f"archive={archive}").exit_code == 0
+    found = run("sources", "add", "wide", "--folder", str(tmp_path / "wide"))
+    assert found.exit_code == 1 and "would come in again" in found.stderr

@@ -33,7 +33,7 @@ from mirror_realm_assets.ingest.watch import FolderWatch
 from mirror_realm_assets.pipeline import standard_stages
 
 STATUSES = {"ok", "empty", "failed", "refused", "pending", "running", "not_wanted"}
-FEATURES = {"raw_media", "embeddings", "enhanced_images"}
+FEATURES = {"raw_media", "embeddings", "enhanced_images", "archived_media"}
 FILE_KEYS = {
     "media", "digest", "part", "source", "paths", "location_state", "reason", "mime", "bytes", "width", "height",
     "features", "stack",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,8 @@ def test_case_b6_a_thousand_kills_lose_nothing_and_do_nothing_twice(tmp_path: Pa
         try:
             return crash_round(tmp_path / f"home-{number}", chosen + number, tell, ingests=60, ups=40)
         except BaseException:
-            tell(f"home-{number}, seed {chosen + number}, failed; it is told below, when the home beside it is through")
+            tell(f"home-{number}, seed {chosen + number}, failed; the home beside it is seen through first")
+            tell(traceback.format_exc())
             raise
 
     pool = ThreadPoolExecutor(2)

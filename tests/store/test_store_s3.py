@@ -20,7 +20,7 @@ from s3_server import S3Server
 from store_home import FreeLease, Ledger
 
 from mirror_realm_assets.errors import Failed, SetupError
-from mirror_realm_assets.store import Writer, keys, s3
+from mirror_realm_assets.store import Writer, keys, uploads
 from mirror_realm_assets.store.cache import DiskCache
 from mirror_realm_assets.store.gc import collect
 from mirror_realm_assets.store.opening import open_s3_store
@@ -108,7 +108,7 @@ def test_a_pipe_is_put(store: S3Store) -> None:
     assert store.read(DERIVED, made.sha256) == DATA[:5000]
 
 
-@pytest.mark.parametrize("size", [s3.PART_BYTES, s3.PART_BYTES + 1, 3 * s3.PART_BYTES - 7])
+@pytest.mark.parametrize("size", [uploads.PART_BYTES, uploads.PART_BYTES + 1, 3 * uploads.PART_BYTES - 7])
 def test_a_large_file_goes_in_parts(store: S3Store, size: int) -> None:
     data = random.Random(size).randbytes(size)  # noqa: S311
     key = keys.original_key(hashlib.sha256(data).hexdigest())
@@ -173,7 +173,7 @@ class Changing(io.BytesIO):
         return data.replace(b"a", b"b") if self.begun else data
 
 
-@pytest.mark.parametrize("size", [1000, s3.PART_BYTES + 5])
+@pytest.mark.parametrize("size", [1000, uploads.PART_BYTES + 5])
 def test_a_file_that_changes_while_it_is_sent_is_not_stored(store: S3Store, size: int) -> None:
     data = b"a" * size
     key = keys.original_key(hashlib.sha256(data).hexdigest())
@@ -397,7 +397,7 @@ def test_what_is_sent_says_how_it_is_encrypted(server: S3Server, bucket: str, tm
     store = opened(server, bucket, tmp_path, sending={"ServerSideEncryption": "AES256"})
     store.put(ORIGINAL, DATA)
     store.trash(ORIGINAL)
-    data = b"y" * (s3.PART_BYTES + 1)
+    data = b"y" * (uploads.PART_BYTES + 1)
     large = keys.original_key(hashlib.sha256(data).hexdigest())
     store.put_file(large, io.BytesIO(data))
     for name in (f"trash/{ORIGINAL}", large):
