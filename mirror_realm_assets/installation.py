@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+import string
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,8 +27,11 @@ from mirror_realm_assets.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "dagster_home" / "dagster.yaml"
 """Our `dagster.yaml` as it comes with the package."""
+PRODUCTION = TEMPLATE.with_name("production.yaml")
+"""What is added to it in production."""
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_POSTGRES = "postgresql+psycopg2"  # with its driver: SQLAlchemy 2.1 takes plain `postgresql` for another one
 _DIGEST_NAME = ".dagster.yaml.sha256"
 # SQLite's locks are not reliable on these (sqlite.org/howtocorrupt.html, 2.1), and a file may change under a reader.
 _NETWORK_KINDS = {
@@ -74,8 +79,11 @@ def install(settings: Settings, *, mounts: Iterable[Mount] | None = None) -> Ins
         mounts: the mount table; by default the machine's own.
 
     Raises:
-        SetupError: `home_unusable`, `disk_full` or `sqlite_on_network`.
+        SetupError: `home_unusable`, `disk_full` or `sqlite_on_network`; `invalid_argument` for a production that lacks
+            a part.
     """
+    if missing := lacking(settings):
+        raise SetupError("invalid_argument", f"MIRROR_REALM_ENV is production, but {missing[0]}")
     table = tuple(read_mounts() if mounts is None else mounts)
     _refuse_sqlite_on_network(settings, table)
     store = settings.store_folder
@@ -86,8 +94,45 @@ def install(settings: Settings, *, mounts: Iterable[Mount] | None = None) -> Ins
         dagster_home=settings.dagster_home,
         store=store,
         models=settings.models_dir,
-        config=_install_config(settings.dagster_home),
+        config=_install_config(settings.dagster_home, dagster_config(settings)),
     )
+
+
+def lacking(settings: Settings) -> list[str]:
+    """What a production needs and these settings do not name, as ends of sentences; nothing of a local installation."""
+    if settings.env == "local":
+        return []
+    found = []
+    if _driver(settings.catalog_url) != _POSTGRES:
+        found.append(f"MIRROR_REALM_CATALOG_URL does not name a PostgreSQL database ({_POSTGRES}://USER@HOST/NAME).")
+    if settings.dagster_url is None or _driver(settings.dagster_url) != _POSTGRES:
+        found.append(f"MIRROR_REALM_DAGSTER_URL does not name a PostgreSQL database ({_POSTGRES}://USER@HOST/NAME).")
+    elif settings.dagster_url == settings.catalog_url:
+        found.append(
+            "MIRROR_REALM_DAGSTER_URL and MIRROR_REALM_CATALOG_URL name the same database; each needs its own."
+        )
+    if not (settings.bucket and settings.bucket[0]):
+        found.append("MIRROR_REALM_STORE_URL does not name a bucket (s3://BUCKET/PREFIX).")
+    return found
+
+
+def dagster_config(settings: Settings) -> bytes:
+    """The `dagster.yaml` of these settings."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    if settings.env == "local" or settings.bucket is None:
+        return text.encode()
+    bucket, prefix = settings.bucket
+    values = {"bucket": bucket, "prefix": f"{prefix}compute-logs", "local_dir": str(settings.home / "compute-logs")}
+    added = string.Template(PRODUCTION.read_text(encoding="utf-8"))
+    text += added.substitute({name: json.dumps(value) for name, value in values.items()})  # JSON is YAML
+    for name, value in (("endpoint_url", settings.s3_endpoint_url), ("region", settings.s3_region)):
+        if value:
+            text += f"    {name}: {json.dumps(value)}\n"
+    return text.encode()
+
+
+def _driver(url: str) -> str:
+    return url.partition("://")[0]
 
 
 def require(settings: Settings) -> None:
@@ -209,9 +254,8 @@ def _make_usable(folder: Path) -> None:
         raise _as_setup_error(error, folder) from error
 
 
-def _install_config(dagster_home: Path) -> Literal["installed", "unchanged", "updated", "kept"]:
+def _install_config(dagster_home: Path, template: bytes) -> Literal["installed", "unchanged", "updated", "kept"]:
     config, digest_file = dagster_home / "dagster.yaml", dagster_home / _DIGEST_NAME
-    template = TEMPLATE.read_bytes()
     outcome: Literal["installed", "unchanged", "updated", "kept"]
     try:
         if not config.exists():

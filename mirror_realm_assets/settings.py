@@ -42,8 +42,11 @@ class Settings(BaseSettings):
         default=None, validation_alias="DAGSTER_HOME", description="Dagster's home."
     )
     env: Literal["local", "production"] = Field(
-        default="local", description="Kind of installation; only `local` changes nothing yet."
+        default="local",
+        description="`production` wants PostgreSQL for catalog and Dagster, and a bucket for the store.",
     )
+    # In a database of its own: both keep a table that says how far their schema is.
+    dagster_url: str | None = Field(default=None, description="Dagster's PostgreSQL database, for `production`.")
     configured_catalog_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_CATALOG_URL")
     configured_store_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_STORE_URL")
     # A store in a bucket. Credentials come from where every client of S3 looks for them, never from here.
@@ -137,6 +140,15 @@ class Settings(BaseSettings):
     def home(self) -> Path:
         """Catalog, store, models and Dagster's home: `MIRROR_REALM_HOME`."""
         return (self.configured_home or _default_home(self.xdg_data_home)).expanduser().absolute()
+
+    @property
+    def bucket(self) -> tuple[str, str] | None:
+        """The store's bucket and the prefix in it (empty, or ending with a slash); None when it is in a folder."""
+        parts = urlsplit(self.store_url)
+        if parts.scheme != "s3":
+            return None
+        prefix = unquote(parts.path).strip("/")
+        return parts.netloc, f"{prefix}/" if prefix else ""
 
     @property
     def dagster_home(self) -> Path:

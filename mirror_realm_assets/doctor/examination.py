@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mirror_realm_assets.doctor import home, ledger, machine, serving
+from mirror_realm_assets.doctor import home, ledger, machine, production, serving
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import MirrorRealmError, clean_reason
 from mirror_realm_assets.settings import Settings
@@ -35,9 +35,13 @@ _CHECKS: tuple[tuple[str, str, Callable[[Settings], list[Finding]]], ...] = (
     ("this machine", "precision", machine.precision),
     ("this machine", "machine", machine.capacity),
     ("this machine", "clock", machine.clock),
+    ("home", "environment", production.setting),
     ("home", "home", home.home),
     ("catalog", "catalog", ledger.ledger),
+    ("catalog", "databases", production.databases),
+    ("store", "bucket", production.bucket),
     ("models", "models", home.weights),
     ("Dagster", "dagster.yaml", home.dagster_config),
+    ("Dagster", "limits", production.limits),
     ("ports", "port", serving.serving),
 )

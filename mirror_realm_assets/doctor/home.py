@@ -69,5 +69,5 @@ def dagster_config(settings: Settings) -> list[Finding]:
         text = f"Dagster's database in {settings.dagster_home} is on a network file system"
         remedy = "Set DAGSTER_HOME to a folder on a local disk, or name a PostgreSQL storage in its dagster.yaml."
         return [rate("dagster.yaml", text, fail=remedy)]
-    ours = content == installation.TEMPLATE.read_bytes()
+    ours = content == installation.dagster_config(settings)
     return [rate("dagster.yaml", f"{config} {'is ours' if ours else 'was edited and is kept, or is an older one'}")]
