@@ -16,6 +16,7 @@ from mirror_realm_assets.assets.factory import StageList, stage_asset
 from mirror_realm_assets.assets.faiss_index import faiss_index_asset
 from mirror_realm_assets.checks.gates import embeddings_are_vectors, index_equals_ledger, no_systemic_failure
 from mirror_realm_assets.jobs import index_job, lane_job
+from mirror_realm_assets.maintenance import maintenance_job, maintenance_schedule
 from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.sensors.index import index_sensor
@@ -64,7 +65,8 @@ def build_defs(
             embeddings_are_vectors(stages),
             index_equals_ledger(stages),
         ],
-        jobs=[search, enhance, archive, index],
+        jobs=[search, enhance, archive, index, maintenance_job],
+        schedules=[maintenance_schedule],
         sensors=[
             batch_sensor(search, stages),
             enhance_sensor(enhance, stages),

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="What was made of a deleted file is kept so long, in case it returns."
     )
 
+    run_retention_days: float = Field(
+        default=30.0, gt=0, description="Runs that nothing depends on any more are deleted when they are so old."
+    )
+
     # Leases and heartbeats.
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)

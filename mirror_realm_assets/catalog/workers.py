@@ -91,6 +91,22 @@ def by_ids(conn: sa.Connection, ids: Sequence[str]) -> dict[str, WorkerRow]:
     return {row["id"]: _row(row) for row in rows}
 
 
+def ended_before(conn: sa.Connection, before: datetime) -> int:
+    """How many workers ended before a time and are named by nothing any more."""
+    return conn.execute(sa.select(sa.func.count()).select_from(t.workers).where(*_forgettable(before))).scalar_one()
+
+
+def forget(conn: sa.Connection, before: datetime) -> int:
+    """Delete the rows that `ended_before` counts; returns how many there were."""
+    return conn.execute(t.workers.delete().where(*_forgettable(before))).rowcount
+
+
+def _forgettable(before: datetime) -> list[sa.ColumnElement[bool]]:
+    names = (t.batch_items.c.worker_id, t.leases.c.owner, t.intents.c.worker_id)
+    named = [t.workers.c.id.not_in(sa.select(name).where(name.is_not(None))) for name in names]
+    return [t.workers.c.ended_at < before, *named]
+
+
 def bury_the_dead(catalog: Catalog, *, forgive: bool = False) -> list[WorkerRow]:
     """End the workers of this host whose process is provably gone, and free what they held.
 
