@@ -91,6 +91,7 @@ _TABLES = {
     "users": "One row `default`.",
     "sources": "Watched folders with their policy, state, next batch number and the back-off of their index.",
     "locations": "Every path of a source. A file that could not be read has no other row, and its reason stands here.",
+    "texts": "The words of each place: its path, what its sidecars say, what the camera wrote; for `files --text`.",
     "sidecars": "XMP, Google Takeout and AAE files, with what they say. Whose they are follows from names alone.",
     "media": "What a person calls a photo. A changed file is a new version of the same media; a move keeps it.",
     "media_versions": "Which content a media had, and when.",

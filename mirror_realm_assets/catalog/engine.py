@@ -27,7 +27,7 @@ _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 _MIGRATION_LOCK = 7266301
 _PLACES_LOCK = 7266302
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision of the schema; asking Alembic would cost every command a fifth of a second."""
 
 

@@ -206,7 +206,14 @@ def location_failed(
     conn.execute(
         t.locations.update()
         .where(*where)
-        .values(state=state, code=code, reason=reason, attempts=c.attempts + 1, next_attempt_at=next_attempt_at)
+        .values(
+            state=state,
+            code=code,
+            reason=reason,
+            attempts=c.attempts + 1,
+            next_attempt_at=next_attempt_at,
+            text_pending=True,
+        )
     )
 
 
@@ -259,7 +266,7 @@ def _move(conn: sa.Connection, row: sa.RowMapping) -> None:
         conn.execute(
             t.locations.update()
             .where(c.source_id == row["source_id"], c.path == bytes(row["moved_from"]))
-            .values(path=path, display=display_path(path), stem_key=companions.stem_key(path))
+            .values(path=path, display=display_path(path), stem_key=companions.stem_key(path), text_pending=True)
         )
 
 

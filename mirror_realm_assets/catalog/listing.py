@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import features as feature_rows
-from mirror_realm_assets.catalog import files, stacks
+from mirror_realm_assets.catalog import files, stacks, texts
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import FeatureKey
@@ -45,22 +45,34 @@ class FileRow:
 
 
 def of_source(
-    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float]
+    conn: sa.Connection, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], text: str | None = None
 ) -> Iterator[FileRow]:
-    """Every file of a source: unread places first, then media by id."""
+    """Every file of a source: unread places first, then media by id.
+
+    Args:
+        conn: a connection.
+        source: the source.
+        rules: of all features, in dependency order.
+        limits: today's limits by name.
+        text: only files with all of its words, see `texts.found_by`; the words of what changed lately must be written.
+    """
+    found = None
+    if text is not None:
+        found = texts.found_by(conn, text)
+        if found is None:
+            return
     being_read = _being_read(conn, source.id)
-    for row in conn.execute(_unread(source.id)).mappings():
+    unread = _unread(source.id)
+    if found is not None:
+        unread = unread.where(t.locations.c.id.in_(found))
+    for row in conn.execute(unread).mappings():
         yield _unread_row(row, source, rules, limits, is_running=row["id"] in being_read)
     last = 0
+    known = sa.select(t.media.c.id).where(t.media.c.source_id == source.id)
+    if found is not None:
+        known = known.where(t.media.c.id.in_(sa.select(t.locations.c.media_id).where(t.locations.c.id.in_(found))))
     while True:
-        ids = list(
-            conn.execute(
-                sa.select(t.media.c.id)
-                .where(t.media.c.source_id == source.id, t.media.c.id > last)
-                .order_by(t.media.c.id)
-                .limit(_PAGE)
-            ).scalars()
-        )
+        ids = list(conn.execute(known.where(t.media.c.id > last).order_by(t.media.c.id).limit(_PAGE)).scalars())
         if not ids:
             return
         last = ids[-1]

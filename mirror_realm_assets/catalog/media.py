@@ -163,6 +163,7 @@ def _of_place(
         "media_id": media_id,
         "identified_size": found.size,
         "identified_mtime_ns": found.mtime_ns,
+        "text_pending": True,
     }
     if seen is None or seen == (location["size"], location["mtime_ns"]):
         values.update(

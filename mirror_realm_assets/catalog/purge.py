@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog import texts
 from mirror_realm_assets.catalog.engine import Catalog, now
 
 PURGED = "purged"
@@ -84,7 +85,9 @@ def purge_deleted(conn: sa.Connection, age: timedelta, limit: int) -> Purged:
     kept = set(conn.execute(sa.select(l.media_id).where(l.media_id.in_(media), alive)).scalars())
     dead = [one for one in media if one not in kept]
     # Of those with another place, the places that are gone need not be looked at again.
-    conn.execute(_mark().where(l.media_id.in_(media), l.state == "deleted", l.deleted_at < before))
+    gone = (l.media_id.in_(media), l.state == "deleted", l.deleted_at < before)
+    texts.forget(conn, list(conn.execute(sa.select(l.id).where(*gone)).scalars()))
+    conn.execute(_mark().where(*gone))
     if not dead:
         return Purged(looked_at=len(media))
     contents = set(conn.execute(sa.select(m.content_id).where(m.id.in_(dead))).scalars())
@@ -103,6 +106,7 @@ def _mark() -> sa.Update:
         reason="What was computed was kept for a while after the file was deleted.",
         identified_size=None,
         identified_mtime_ns=None,
+        text_pending=False,
     )
 
 

@@ -131,6 +131,7 @@ def _row(source_id: int, seen: Seen, at: datetime) -> dict[str, Any]:
 def forget(conn: sa.Connection, ids: Sequence[int]) -> int:
     """These sidecars are not there any more; returns how many were known."""
     s = t.sidecars
+    _mark_pictures(conn, ids)
     return sum(
         conn.execute(s.delete().where(s.c.id.in_(ids[start : start + _CHUNK]))).rowcount
         for start in range(0, len(ids), _CHUNK)
@@ -174,6 +175,7 @@ def record(conn: sa.Connection, readings: Sequence[Reading]) -> None:
                 for each in done
             ],
         )
+        _mark_pictures(conn, [each.id for each in done])
     failed = [each for each in readings if each.state == "waiting"]
     if failed:
         again = [
@@ -183,9 +185,47 @@ def record(conn: sa.Connection, readings: Sequence[Reading]) -> None:
         conn.execute(_update("code", "reason", "next_attempt_at"), again)
 
 
+def _mark_pictures(conn: sa.Connection, ids: Sequence[int]) -> None:
+    """The words by which the pictures of these sidecars are found have to be written anew (`texts`)."""
+    s, place = t.sidecars.c, t.locations.c
+    about: defaultdict[tuple[int, bytes], set[companions.About]] = defaultdict(set)
+    for start in range(0, len(ids), _CHUNK):
+        query = sa.select(s.source_id, s.folder, s.path).where(s.id.in_(ids[start : start + _CHUNK]))
+        for source_id, folder, path in conn.execute(query):
+            if found := companions.about(companions.split(bytes(path))[1]):
+                about[source_id, bytes(folder)].add(found)
+    marked: list[int] = []
+    for (source_id, folder), wanted in about.items():
+        where = [place.source_id == source_id, place.path >= folder]
+        if folder:
+            where.append(place.path < folder[:-1] + b"0")  # what follows the slash
+        for location_id, path in conn.execute(sa.select(place.id, place.path).where(*where)):
+            lies_in, name = companions.split(bytes(path))
+            if lies_in == folder and not wanted.isdisjoint(companions.abouts(name)):
+                marked.append(location_id)
+    for start in range(0, len(marked), _CHUNK):
+        ids_of = place.id.in_(marked[start : start + _CHUNK])
+        conn.execute(t.locations.update().where(ids_of).values(text_pending=True))
+
+
 def _update(*columns: str) -> sa.Update:
     values: dict[str, Any] = {name: sa.bindparam(name, type_=t.sidecars.c[name].type) for name in columns}
     return t.sidecars.update().where(t.sidecars.c.id == sa.bindparam("row")).values(values)
+
+
+def values_of(
+    conn: sa.Connection, source_id: int, paths: Collection[bytes]
+) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
+    """Each of these pictures' paths with what one of its sidecars says."""
+    keys: defaultdict[int, set[bytes]] = defaultdict(set)
+    for path in paths:
+        folder, name = companions.split(path)
+        for about in companions.abouts(name):
+            keys[companions.key(folder, *about)].add(path)
+    for row in _by_key(conn, source_id, list(keys)):
+        for picture in keys[row["about_key"]]:
+            if row["facts"] and companions.belongs(bytes(row["path"]), picture):
+                yield picture, row["facts"]
 
 
 def of_pictures(conn: sa.Connection, source_id: int, paths: Collection[bytes]) -> list[Sidecar]:

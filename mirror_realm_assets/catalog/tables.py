@@ -145,11 +145,26 @@ locations = sa.Table(
     _time("changed_at", null=False),  # when its size or mtime was last seen to differ
     _time("last_seen_at", null=False),
     _time("deleted_at"),
+    sa.Column("text_pending", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.UniqueConstraint("source_id", "path"),
+    sa.Index(
+        "ix_locations_text",
+        "id",
+        sqlite_where=sa.text("text_pending = true"),
+        postgresql_where=sa.text("text_pending = true"),
+    ),
     sa.Index("ix_locations_state", "source_id", "state"),
     sa.Index("ix_locations_inode", "source_id", "inode"),  # a moved file is known again by it
     sa.Index("ix_locations_stem", "source_id", "stem_key"),
     _one_of("state", "present", "missing", "deleted", "ignored", "unreadable"),
+)
+
+# Words by which a place is found, cut by `words`. Their index is the database's own (`texts_fts`, `ix_texts_words`).
+texts = sa.Table(
+    "texts",
+    metadata,
+    sa.Column("location_id", BigInt, sa.ForeignKey("locations.id"), primary_key=True, autoincrement=False),
+    sa.Column("words", sa.Text, nullable=False),
 )
 
 # Whose they are is nowhere written: it follows from names (`companions`), whatever came first or was moved.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -113,6 +114,7 @@ def _readings(settings: Settings, services: Services, source: str | None) -> Ite
 
 @click.command()
 @click.option("--source", help="Of one source.")
+@click.option("--text", help="Only files with all of these words in path, title, description, keywords or camera.")
 @click.option("--feature", help="Only this feature's statuses count for --status.")
 @click.option("--status", "wanted", type=click.Choice(_STATUSES), help="Only files with this status.")
 @click.option(
@@ -122,16 +124,36 @@ def _readings(settings: Settings, services: Services, source: str | None) -> Ite
     help="Write them as a table, .parquet or .csv, with a row for each place.",
 )
 @json_option
-def files(source: str | None, feature: str | None, wanted: str | None, export: Path | None, as_json: bool) -> None:
+def files(
+    source: str | None, text: str | None, feature: str | None, wanted: str | None, export: Path | None, as_json: bool
+) -> None:
     """A line for each file."""
-    from mirror_realm_assets.cli.file_view import row_json
+    from mirror_realm_assets.catalog import texts
 
     _require_format(export)
-    with opened() as (settings, services), services.catalog.read() as conn:
+    with opened() as (settings, services):
+        if text is not None:
+            texts.catch_up(services.catalog, math.inf)
+        _files(settings, services, source, text, feature, wanted, export, as_json)
+
+
+def _files(
+    settings: Settings,
+    services: Services,
+    source: str | None,
+    text: str | None,
+    feature: str | None,
+    wanted: str | None,
+    export: Path | None,
+    as_json: bool,
+) -> None:
+    from mirror_realm_assets.cli.file_view import row_json
+
+    with services.catalog.read() as conn:
         _require_feature(settings, feature)
         chosen = (
             (each, row)
-            for each, row in _rows(conn, settings, services, source)
+            for each, row in _rows(conn, settings, services, source, text)
             if wanted is None or _has_status(row, feature, wanted)
         )
         if export is not None:
@@ -147,14 +169,14 @@ def files(source: str | None, feature: str | None, wanted: str | None, export: P
 
 
 def _rows(
-    conn: sa.Connection, settings: Settings, services: Services, only: str | None
+    conn: sa.Connection, settings: Settings, services: Services, only: str | None, text: str | None
 ) -> Iterator[tuple[Source, FileRow]]:
     from mirror_realm_assets.catalog import listing, sources
     from mirror_realm_assets.pipeline import standard_stages
 
     rules = [stage.rule for stage in standard_stages(settings)]
     for source in [sources.get(conn, only)] if only else sources.all_sources(conn):
-        for row in listing.of_source(conn, source, rules, services.limits()):
+        for row in listing.of_source(conn, source, rules, services.limits(), text):
             yield source, row
 
 

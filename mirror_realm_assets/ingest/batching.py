@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import batches, files, leases, sources, sweep, workers
+from mirror_realm_assets.catalog import batches, files, leases, sources, sweep, texts, workers
 from mirror_realm_assets.catalog.batches import Batch, NewItem
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.forming import BatchLimits, Candidate, cut
@@ -28,6 +28,7 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.stage import Stage, lane_features
 
 _FORMER = "former"
+_WORDS_SECONDS = 0.3  # of a tick: the words of files follow, no file waits for them
 _MAX_WAITING = 20_000  # of one source, looked at in one tick
 _SWEEP_BATCHES = 10  # formed in one tick
 _DRAIN_SECONDS = 20.0  # a tick must end well before Dagster gives it up after 60 s; the next one goes on
@@ -141,7 +142,9 @@ class Former:
         if not self._one_at_a_time.acquire(blocking=False):
             return Formed(leased=False)
         try:
-            return form_batches(self._catalog, settings, stages, self._id, **options)
+            formed = form_batches(self._catalog, settings, stages, self._id, **options)
+            texts.catch_up(self._catalog, _WORDS_SECONDS)
+            return formed
         finally:
             self._one_at_a_time.release()
 

@@ -53,9 +53,14 @@ def test_four_processes_may_migrate_at_once_and_again(empty_url: str) -> None:
     catalog.close()
 
 
+def is_ours(name: str | None, _kind: str, _parents: object) -> bool:
+    """Not each database's own index of words."""
+    return not (name or "").startswith(("texts_fts", "ix_texts_words"))
+
+
 def test_the_migrated_schema_is_what_the_tables_say(catalog: Catalog) -> None:
     with catalog.read() as conn:
-        context = MigrationContext.configure(conn, opts={"compare_type": True})
+        context = MigrationContext.configure(conn, opts={"compare_type": True, "include_name": is_ours})
         assert compare_metadata(context, t.metadata) == []
 
 
