@@ -84,7 +84,7 @@ class Catalog:
         if self.is_sqlite and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         config = alembic_config()
-        with self.write() as conn:
+        with self._migrating() as conn:
             if not self.is_sqlite:
                 # One migration at a time; the lock goes with the transaction.
                 conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
@@ -94,6 +94,39 @@ class Catalog:
                 conn.execute(t.catalog_info.insert().values(uuid=str(uuid.uuid4())))
                 for table in (t.projects, t.users):
                     conn.execute(table.insert().values(uuid=str(uuid.uuid4()), name="default", created_at=now(conn)))
+
+    @contextmanager
+    def _migrating(self) -> Iterator[sa.Connection]:
+        """A transaction in which a table may be made anew under its name, which is how SQLite alters most things.
+
+        Raises:
+            SetupError: `catalog_failed` when a row would name one that is not there; nothing is changed then.
+        """
+        if not self.is_sqlite:
+            with self.write() as conn:
+                yield conn
+            return
+        with self.engine.connect() as conn:
+            driver: Any = conn.connection.driver_connection
+            # Else dropping the old table counts as deleting its rows, which others name. No effect in a transaction.
+            driver.execute("PRAGMA foreign_keys=OFF")
+            try:
+                conn = conn.execution_options(immediate=True)
+                with conn.begin():
+                    version = sa.text("SELECT version_num FROM alembic_version")
+                    before = conn.execute(version).scalar() if sa.inspect(conn).has_table("alembic_version") else None
+                    yield conn
+                    broken = None
+                    if before not in (None, HEAD):  # it reads every row
+                        broken = conn.exec_driver_sql("PRAGMA foreign_key_check").first()
+                    if broken is not None:
+                        raise SetupError(
+                            "catalog_failed",
+                            f"A row of {broken[0]} names one of {broken[2]} that is not there; nothing was changed.",
+                            remedy="Restore the catalog from a backup, then run `mirror-realm init` again.",
+                        )
+            finally:
+                driver.execute("PRAGMA foreign_keys=ON")
 
     def uuid(self) -> str:
         """Identity of this catalog.
