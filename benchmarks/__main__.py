@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, latency, moved, scan
+from benchmarks import corrupt, engine, latency, moved, production, scan
 
 ALL = {
     "corrupt": corrupt.main,
     "engine": engine.main,
     "latency": latency.main,
     "moved": moved.main,
+    "production": production.main,
     "scan": scan.main,
 }
 
