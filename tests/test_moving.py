@@ -12,12 +12,12 @@ from cheap_stages import DIM, cheap_stages, run_lane
 from click.testing import CliRunner
 from lab import Lab
 
-from mirror_realm_assets.catalog import moving, sources, status
+from mirror_realm_assets.catalog import moving, sources, status, workers
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.errors import SetupError
-from mirror_realm_assets.liveness import HomeLock
+from mirror_realm_assets.liveness import HomeLock, identity
 from mirror_realm_assets.resources.library import close_services, open_services
 from mirror_realm_assets.search.query import search
 
@@ -135,6 +135,13 @@ def test_the_command(filled: Lab, target: Catalog, monkeypatch: pytest.MonkeyPat
         busy = run.invoke(cli, ["migrate"])
     assert busy.exit_code == 1
     assert "already supervising" in busy.stderr
+    with filled.catalog.write() as conn:
+        at_work = workers.register(conn, "ingest", identity())
+    busy = run.invoke(cli, ["migrate"])
+    assert busy.exit_code == 1
+    assert f"ingest {os.getpid()}" in busy.stderr
+    with filled.catalog.write() as conn:
+        workers.end(conn, at_work)
     done = run.invoke(cli, ["migrate", "--json"])
     assert done.exit_code == 0, done.output
     assert '"contents": 8' in done.stdout

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror_realm_assets.cli.output import emit, json_option, safe, say, show
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mirror_realm_assets.catalog.engine import Catalog
 
 
 @click.command()
@@ -39,6 +42,7 @@ def migrate(file: Path | None, as_json: bool) -> None:
         )
     try:
         with HomeLock(settings.home / "up.lock"):  # `up` must neither run nor begin
+            _refuse_at_work(source)
             counts = move(source, target, _teller(as_json))
         where = target.url.render_as_string()
     finally:
@@ -51,6 +55,22 @@ def migrate(file: Path | None, as_json: bool) -> None:
         show(f"{name}: {count}")
     say(f"The catalog is at {safe(where)} now, row by row as it was. {safe(str(old))} is not used any more.")
     say("Dagster's runs and events stay where they are.")
+
+
+def _refuse_at_work(source: Catalog) -> None:
+    """What an `ingest` records in the old catalog from here on would be lost."""
+    from mirror_realm_assets.catalog import workers
+    from mirror_realm_assets.liveness import is_alive
+
+    with source.read() as conn:
+        alive = [worker for worker in workers.open_workers(conn) if is_alive(worker.process)]
+    if alive:
+        told = ", ".join(sorted({f"{worker.kind} {worker.process.pid}" for worker in alive}))
+        raise SetupError(
+            "already_running",
+            f"Somebody works with the old catalog: {told}.",
+            remedy="Wait until it has ended, or stop it.",
+        )
 
 
 def _teller(as_json: bool) -> Any:
