@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, latency, moved, production, scan
+from benchmarks import corrupt, engine, latency, moved, production, scan, ui
 
 ALL = {
     "corrupt": corrupt.main,
@@ -13,6 +13,7 @@ ALL = {
     "moved": moved.main,
     "production": production.main,
     "scan": scan.main,
+    "ui": ui.main,
 }
 
 
