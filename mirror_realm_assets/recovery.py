@@ -107,7 +107,7 @@ def end_orphaned_tails(storage: Path, *, older_than: float = 10.0) -> int:
     for process in tails:
         if process.pid not in watched:
             with contextlib.suppress(psutil.Error):  # it has ended by itself
-                process.terminate()
+                process.kill()  # it has nothing to lose, and may have been started where SIGTERM is ignored
                 ended += 1
     return ended
 

@@ -272,7 +272,7 @@ def test_a_tail_that_nobody_watches_over_any_more_is_ended(tmp_path: Path) -> No
         time.sleep(0.2)
         assert end_orphaned_tails(storage) == 0  # too young to be sure
         assert end_orphaned_tails(storage, older_than=0) == 1
-        assert tails[0].wait(10) == -signal.SIGTERM
+        assert tails[0].wait(10) == -signal.SIGKILL
         assert [tail.poll() for tail in tails[1:]] == [None, None]
     finally:
         for process in (*tails, watcher):
