@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy as sa
 
+from benchmarks.programs import free_port, run, wait_port
 from benchmarks.results_file import spread, write
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
@@ -45,7 +45,6 @@ _STEPS = (
     "enhanced_images",
 )
 _ENDS = ("raw_media", "searchable", "enhanced_images")
-_READY_SECONDS = 120
 _DONE_SECONDS = 180
 
 
@@ -54,20 +53,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mirror-realm-latency-") as base:
         home = Path(base) / "home"
         env = {**os.environ, "MIRROR_REALM_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
-        _run(env, "init")
-        _run(env, "models", "fetch")
+        run(env, "init")
+        run(env, "models", "fetch")
         for source, options in _SOURCES.items():
             (Path(base) / source).mkdir()
             words = [word for option in options for word in ("--option", option)]
-            _run(env, "sources", "add", source, "--folder", str(Path(base) / source), *words)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+            run(env, "sources", "add", source, "--folder", str(Path(base) / source), *words)
+        port = free_port()
         command = [sys.executable, "-m", "mirror_realm_assets.cli", "up", "--port", str(port)]
         with (Path(base) / "up.log").open("wb") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603
         try:
-            _wait_port(port)
+            wait_port(port)
             time.sleep(15)  # the daemon's first ticks
             os.environ["DAGSTER_HOME"] = env["DAGSTER_HOME"]
             figures = _drop_all(Settings.at(home), Path(base))
@@ -75,21 +72,6 @@ def main() -> None:
             process.send_signal(signal.SIGINT)
             process.wait(60)
     write("latency", figures)
-
-
-def _run(env: dict[str, str], *words: str) -> None:
-    command = [sys.executable, "-m", "mirror_realm_assets.cli", *words]
-    subprocess.run(command, env=env, check=True, capture_output=True)  # noqa: S603 - our own program
-
-
-def _wait_port(port: int) -> None:
-    end = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the web server did not start")
 
 
 def _drop_all(settings: Settings, base: Path) -> dict[str, object]:

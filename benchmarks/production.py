@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from benchmarks.programs import free_port, run, wait_port
 from benchmarks.results_file import write
 from mirror_realm_assets.catalog import batches, sources
 from mirror_realm_assets.catalog import tables as t
@@ -32,7 +32,6 @@ from mirror_realm_assets.stages.engine import run_stage
 
 FILES = int(os.environ.get("MIRROR_REALM_BENCH_FILES", "10000"))
 _BUCKET = "bench"
-_READY_SECONDS = 180
 _SECONDS = 4 * 3600.0
 
 
@@ -80,9 +79,9 @@ def _environment(home: Path, server: Any, bucket: Any) -> dict[str, str]:
 def _direct(env: dict[str, str], folder: Path) -> float:
     """Seconds of the same stages over the same files, called one after the other in this process."""
     os.environ.update(env)
-    _run(env, "init")
-    _run(env, "models", "fetch")
-    _run(env, "sources", "add", "photos", "--folder", str(folder), "--option", "enhance=false")
+    run(env, "init")
+    run(env, "models", "fetch")
+    run(env, "sources", "add", "photos", "--folder", str(folder), "--option", "enhance=false")
     settings = Settings.read()
     services = open_services(settings)
     stages = standard_stages(settings)
@@ -107,20 +106,18 @@ def _direct(env: dict[str, str], folder: Path) -> float:
 
 
 def _through_dagster(env: dict[str, str], hidden: Path, folder: Path) -> dict[str, Any]:
-    _run(env, "init")
-    _run(env, "models", "fetch")
+    run(env, "init")
+    run(env, "models", "fetch")
     folder.mkdir()
-    _run(env, "sources", "add", "photos", "--folder", str(folder), "--option", "enhance=false")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    run(env, "sources", "add", "photos", "--folder", str(folder), "--option", "enhance=false")
+    port = free_port()
     command = [sys.executable, "-m", "mirror_realm_assets.cli", "up", "--port", str(port)]
     with (folder.parent / "up.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603
     catalog = Catalog(env["MIRROR_REALM_CATALOG_URL"])
     dagster = sa.create_engine(env["MIRROR_REALM_DAGSTER_URL"])
     try:
-        _wait_port(port)
+        wait_port(port)
         time.sleep(15)  # the daemon's first ticks
         before = _counted(catalog.engine, dagster)
         began = time.monotonic()
@@ -172,21 +169,6 @@ def _counted(catalog: sa.Engine, dagster: sa.Engine) -> dict[str, float]:
         found["event_rows"] = conn.execute(sa.text("SELECT count(*) FROM event_logs")).scalar_one()
         found["runs"] = conn.execute(sa.text("SELECT count(*) FROM runs")).scalar_one()
     return found
-
-
-def _run(env: dict[str, str], *words: str) -> None:
-    command = [sys.executable, "-m", "mirror_realm_assets.cli", *words]
-    subprocess.run(command, env=env, check=True, capture_output=True)  # noqa: S603 - our own program
-
-
-def _wait_port(port: int) -> None:
-    end = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the web server did not start")
 
 
 def _photos(folder: Path, count: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import dagster as dg
 
+from benchmarks.programs import free_port, run
 from benchmarks.results_file import spread, write
 
 BATCHES = int(os.environ.get("MIRROR_REALM_BENCH_BATCHES", "10000"))
@@ -56,17 +56,14 @@ def main() -> None:
 
 def _measure(base: Path, url: str | None) -> dict[str, Any]:
     env = {**os.environ, "MIRROR_REALM_HOME": str(base / "home"), "DAGSTER_HOME": str(base / "home" / "dagster")}
-    command = [sys.executable, "-m", "mirror_realm_assets.cli", "init"]
-    subprocess.run(command, env=env, check=True, capture_output=True)  # noqa: S603 - our own program
+    run(env, "init")
     if url:
         with (base / "home" / "dagster" / "dagster.yaml").open("a", encoding="utf-8") as file:
             file.write(f"\nstorage:\n  postgres:\n    postgres_url: {json.dumps(url)}\n")
     began = time.monotonic()
     _fill(env["DAGSTER_HOME"])
     print(f"filled in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-m", "mirror_realm_assets.definitions"]
     with (base / "web.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, *words], env=env, stdout=log, stderr=log)  # noqa: S603
