@@ -88,8 +88,9 @@ def _direct(env: dict[str, str], folder: Path) -> float:
     began = time.monotonic()
     with services.catalog.read() as conn:
         source = sources.get(conn, "photos")
-    while FolderWatch(services.catalog, settings, source).scan().restless:
-        time.sleep(0.1)
+    watched = FolderWatch(services.catalog, settings, source)  # one: it has to see each file twice
+    while watched.scan().restless:
+        time.sleep(0.5)
     while form_batches(services.catalog, settings, stages, "bench", now_or_never=True).keys:
         pass
     with services.catalog.read() as conn:
