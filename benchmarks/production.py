@@ -1,7 +1,8 @@
 """Many small files through watcher, daemon, queue, PostgreSQL and a bucket; what each costs, and what Dagster adds.
 
 PostgreSQL is a server of this measurement without fsync, the bucket is moto's, a single Python process: on real ones
-the figures differ, the ratio of the two ways much less. `MIRROR_REALM_BENCH_FILES` says how many files (10,000).
+the figures differ, the ratio of the two ways much less. `MIRROR_REALM_BENCH_FILES` says how many files (10,000),
+`MIRROR_REALM_BENCH_FORMS` into what batches they go (a list of the names below with commas; all of them).
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.engine import run_stage
 
 FILES = int(os.environ.get("MIRROR_REALM_BENCH_FILES", "10000"))
+FORMS = {
+    "default": {},
+    "256_files": {"MIRROR_REALM_BATCH_ITEMS": "256"},
+    "300_seconds": {"MIRROR_REALM_BATCH_ITEMS": "100000", "MIRROR_REALM_BATCH_SECONDS": "300"},
+}
+_CHOSEN = os.environ.get("MIRROR_REALM_BENCH_FORMS", ",".join(FORMS)).split(",")
 _BUCKET = "bench"
 _SECONDS = 4 * 3600.0
 
 
 def main() -> None:
-    """Measure and write `results/production.json`."""
+    """Measure and write `results/production-FILES.json`."""
     # The servers are those of the tests, which begin and end them with their own process.
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from postgres import Server
@@ -49,15 +56,17 @@ def main() -> None:
             bucket.client().create_bucket(Bucket=_BUCKET)  # type: ignore[attr-defined]
             hidden = base / "hidden"
             _photos(hidden, FILES)
-            own = _environment(base / "direct", server, bucket)
-            direct = _direct(own, hidden)
-            env = _environment(base / "home", server, bucket)
-            figures = _through_dagster(env, hidden, base / "photos")
+            direct = _direct(_environment(base / "direct", server, bucket), hidden)
+            figures: dict[str, Any] = {"files": FILES, "directly": direct}
+            for form in _CHOSEN:
+                env = _environment(base / form, server, bucket) | FORMS[form]
+                found = _through_dagster(env, hidden, base / f"photos-{form}")
+                figures[form] = found | {"over_direct": round(found["seconds"] / direct["seconds"], 3)}
+                print(f"{form}: {figures[form]}", file=sys.stderr)
         finally:
             bucket.close()
             server.stop()
-    figures |= {"directly_seconds": direct, "dagster_over_direct": round(figures["seconds"] / direct, 3)}
-    write("production", figures)
+    write(f"production-{FILES}", figures)
 
 
 def _environment(home: Path, server: Any, bucket: Any) -> dict[str, str]:
@@ -76,8 +85,8 @@ def _environment(home: Path, server: Any, bucket: Any) -> dict[str, str]:
     }
 
 
-def _direct(env: dict[str, str], folder: Path) -> float:
-    """Seconds of the same stages over the same files, called one after the other in this process."""
+def _direct(env: dict[str, str], folder: Path) -> dict[str, float]:
+    """Seconds and batches of the same stages over the same files, called one after the other in this process."""
     os.environ.update(env)
     run(env, "init")
     run(env, "models", "fetch")
@@ -103,7 +112,7 @@ def _direct(env: dict[str, str], folder: Path) -> float:
     seconds = time.monotonic() - began
     close_services(settings)
     print(f"directly: {FILES} files in {len(pending)} batches, {seconds:.1f} s", file=sys.stderr)
-    return round(seconds, 1)
+    return {"batches": len(pending), "seconds": round(seconds, 1), "files_per_second": round(FILES / seconds, 1)}
 
 
 def _through_dagster(env: dict[str, str], hidden: Path, folder: Path) -> dict[str, Any]:
@@ -127,19 +136,32 @@ def _through_dagster(env: dict[str, str], hidden: Path, folder: Path) -> dict[st
         after = _counted(catalog.engine, dagster)
         with catalog.read() as conn:
             formed = conn.execute(sa.select(sa.func.count()).select_from(t.batches)).scalar_one()
+        median = _median_run_seconds(dagster)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(120)
         catalog.close()
         dagster.dispose()
+        if (folder / "all").exists():
+            (folder / "all").rename(hidden)
     per_thousand = {name: round((after[name] - before[name]) * 1000 / FILES, 1) for name in after}
     return {
-        "files": FILES,
         "batches": formed,
+        "median_run_seconds": median,
         "seconds": round(seconds, 1),
         "files_per_second": round(FILES / seconds, 1),
         "per_1000_files": per_thousand,
     }
+
+
+def _median_run_seconds(dagster: sa.Engine) -> float | None:
+    """Of the runs of batches, from their start to their end."""
+    words = (
+        "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY end_time - start_time) FROM runs WHERE pipeline_name = :job"
+    )
+    with dagster.connect() as conn:
+        found = conn.execute(sa.text(words), {"job": "media_batch_job"}).scalar_one()
+    return None if found is None else round(found, 1)
 
 
 def _wait(catalog: Catalog, began: float) -> float:

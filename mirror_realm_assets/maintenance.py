@@ -10,7 +10,10 @@ from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.retention import clean
 
 
-@dg.op(description="Deletes runs that nothing depends on any more, and what the ledger knows of workers long ended.")
+@dg.op(
+    description="Deletes runs that nothing depends on any more, what the ledger knows of workers long "
+    "ended, and old months of the audit trail; creates its next months."
+)
 def clean_up(context: dg.OpExecutionContext, library: LibraryResource) -> None:
     """See `retention.clean`."""
     settings = library.settings
@@ -21,7 +24,8 @@ def clean_up(context: dg.OpExecutionContext, library: LibraryResource) -> None:
         on_progress=lambda so_far: context.log.info(f"{so_far.runs} runs deleted so far"),
     )
     more = " The time was up; tomorrow it goes on." if found.over else ""
-    context.log.info(f"{found.runs} runs and {found.workers} rows of workers deleted.{more}")
+    rows = f"{found.workers} rows of workers and {found.activities} of the audit trail"
+    context.log.info(f"{found.runs} runs, {rows} deleted.{more}")
 
 
 @dg.job(

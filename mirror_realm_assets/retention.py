@@ -1,7 +1,8 @@
 """What Dagster and the ledger remember of runs: what nobody needs any more is deleted after some weeks.
 
-What belongs here: deleting runs with their events and logs, and rows of workers that ended long ago. What does not:
-partition keys (`pruning`), files and what was made of them (`catalog.purge`), ticks (Dagster's own `retention`).
+What belongs here: deleting runs with their events and logs, rows of workers that ended long ago, and old months of the
+audit trail. What does not: partition keys (`pruning`), files and what was made of them (`catalog.purge`), ticks
+(Dagster's own `retention`).
 
 A run is deleted when nothing that the UI shows comes from it: its batch is retired, or a later run of the same job
 for the same partition succeeded. The ledger keeps which runs a batch had and when.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from mirror_realm_assets.catalog import retirement, workers
+from mirror_realm_assets.catalog import activity, retirement, workers
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.settings import Settings
 
@@ -34,11 +35,13 @@ class Cleaned:
     Attributes:
         runs: how many runs.
         workers: how many rows of workers.
+        activities: how many rows of the audit trail.
         over: whether the time was up before everything had been looked at; the next round goes on.
     """
 
     runs: int = 0
     workers: int = 0
+    activities: int = 0
     over: bool = False
 
 
@@ -87,6 +90,9 @@ def clean(
     else:
         with catalog.write() as conn:
             found.workers = workers.forget(conn, before)
+            activity.ensure_months(conn)
+            oldest = datetime.now(UTC) - timedelta(days=settings.activity_retention_days)
+            found.activities = activity.forget_before(conn, oldest)
     return found
 
 

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     run_retention_days: float = Field(
         default=30.0, gt=0, description="Runs that nothing depends on any more are deleted when they are so old."
     )
+    activity_retention_days: float = Field(
+        default=1096.0, gt=0, description="How long the audit trail is kept, rounded up to whole months."
+    )
 
     # Leases and heartbeats.
     lease_seconds: float = Field(default=60.0, gt=0)

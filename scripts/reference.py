@@ -110,6 +110,7 @@ _TABLES = {
     "index_members": "Which vectors the published manifest contains; one with `deleted_at` is a tombstone.",
     "intents": "Objects that are about to be written: named before the first byte, never collected.",
     "objects": "Every object of the store that some row names; garbage is what is in neither this table nor `intents`.",
+    "activity": "The audit trail: who changed what, and when; only ever appended to, by months on PostgreSQL.",
 }
 
 

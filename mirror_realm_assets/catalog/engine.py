@@ -26,8 +26,9 @@ _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 # Advisory locks of PostgreSQL: numbers that nothing else on the database may use.
 _MIGRATION_LOCK = 7266301
 _PLACES_LOCK = 7266302
+MONTHS_LOCK = 7266303
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision of the schema; asking Alembic would cost every command a fifth of a second."""
 
 
@@ -81,6 +82,8 @@ class Catalog:
         """Bring the schema to the newest revision; safe to repeat and to run twice at once."""
         from alembic import command
 
+        from mirror_realm_assets.catalog import activity
+
         if self.is_sqlite and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         config = alembic_config()
@@ -94,6 +97,7 @@ class Catalog:
                 conn.execute(t.catalog_info.insert().values(uuid=str(uuid.uuid4())))
                 for table in (t.projects, t.users):
                     conn.execute(table.insert().values(uuid=str(uuid.uuid4()), name="default", created_at=now(conn)))
+            activity.ensure_months(conn)
 
     @contextmanager
     def _migrating(self) -> Iterator[sa.Connection]:

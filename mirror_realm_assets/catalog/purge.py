@@ -17,8 +17,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import activity, texts
 from mirror_realm_assets.catalog import tables as t
-from mirror_realm_assets.catalog import texts
 from mirror_realm_assets.catalog.engine import Catalog, now
 
 PURGED = "purged"
@@ -43,18 +43,22 @@ class Purged:
         )
 
 
-def purge(catalog: Catalog, days: float, rounds: int | None = None) -> Purged:
+def purge(catalog: Catalog, days: float, rounds: int | None = None, *, by: str | None = None) -> Purged:
     """Purge what has been deleted for so many days, in short transactions.
 
     Args:
         catalog: the ledger.
         days: how long a file has to be gone.
         rounds: of 500 media at most; None for all there is.
+        by: who does it; by default the person who runs this process.
     """
     total = Purged()
     while rounds is None or rounds > 0:
         with catalog.write() as conn:
             found = purge_deleted(conn, timedelta(days=days), _AT_ONCE)
+            if found.media:
+                counts = {"media": found.media, "features": found.features, "objects": found.objects}
+                activity.note(conn, "media_purged", None, counts | {"deleted_for_days": days}, by=by)
         total += found
         rounds = None if rounds is None else rounds - 1
         if not found.looked_at:

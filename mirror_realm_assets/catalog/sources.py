@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import activity
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import insert, now
 from mirror_realm_assets.catalog.policy import SourcePolicy, check_source_name, parse_policy
@@ -95,6 +96,7 @@ def add(conn: sa.Connection, name: str, root: bytes, options: Mapping[str, Any])
     )
     if conn.execute(new.on_conflict_do_nothing(index_elements=["name"])).rowcount != 1:
         _revive(conn, name, values)
+    activity.note(conn, "source_added", name, {"folder": values["root_display"], "options": values["policy"]})
     return get(conn, name)
 
 
@@ -133,20 +135,36 @@ def all_sources(conn: sa.Connection) -> list[Source]:
     return [_source(row) for row in conn.execute(query).mappings()]
 
 
-def set_state(conn: sa.Connection, name: str, state: str, reason: str | None = None) -> None:
+_STATES = {"active": "source_resumed", "paused": "source_paused", "removed": "source_removed"}
+
+
+def set_state(conn: sa.Connection, name: str, state: str, reason: str | None = None, *, by: str | None = None) -> None:
     """Pause, resume or remove a source; files are never touched.
+
+    Args:
+        conn: a writing transaction.
+        name: the source.
+        state: `active`, `paused` or `removed`.
+        reason: why, for people.
+        by: who does it; by default the person who runs this process.
 
     Raises:
         SetupError: `not_found`.
     """
     get(conn, name)
+    activity.note(conn, _STATES[state], name, {"reason": reason} if reason else None, by=by)
     values = {"state": state, "state_reason": reason, "updated_at": now(conn)}
     conn.execute(t.sources.update().where(t.sources.c.name == name).values(**values))
 
 
 def set_policy(conn: sa.Connection, name: str, options: Mapping[str, Any]) -> Source:
     """Change options of a source; the next sweep compares its media with what is wanted now."""
-    policy = get(conn, name).policy.merged(options)
+    old = get(conn, name).policy
+    policy = old.merged(options)
+    before, after = (each.model_dump(mode="json", by_alias=True) for each in (old, policy))
+    changed = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+    if changed:
+        activity.note(conn, "source_changed", name, {"options": changed})
     conn.execute(
         t.sources.update().where(t.sources.c.name == name).values(policy=policy.as_options(), updated_at=now(conn))
     )
@@ -155,6 +173,8 @@ def set_policy(conn: sa.Connection, name: str, options: Mapping[str, Any]) -> So
 
 def set_root(conn: sa.Connection, name: str, root: bytes) -> Source:
     """Another folder is this source's now; its next complete scan says what that is known by."""
+    old = get(conn, name).root_display
+    activity.note(conn, "source_moved", name, {"folder": [old, display_path(root)]})
     values = {
         "root": root,
         "root_display": display_path(root),
@@ -200,6 +220,7 @@ def confirm_deletions(conn: sa.Connection, name: str) -> int:
         SetupError: `not_found`.
     """
     held = get(conn, name).held_deletions
+    activity.note(conn, "deletions_confirmed", name, {"held": held})
     conn.execute(t.sources.update().where(t.sources.c.name == name).values(deletions_confirmed=True))
     return held
 

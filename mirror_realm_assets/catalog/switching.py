@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import index, intents, leases
+from mirror_realm_assets.catalog import activity, index, intents, leases
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.sources import Source
 
@@ -100,6 +100,7 @@ def retire(conn: sa.Connection, source: Source, older: str) -> bool:
     m, member = t.index_manifests.c, t.index_members.c
     mine = (m.source_id == source.id, m.recipe == older)
     keys = {entry["key"] for (entries,) in conn.execute(sa.select(m.segments).where(*mine)) for entry in entries}
+    activity.note(conn, "index_retired", source.name, {"recipe": older}, by="index update")
     conn.execute(t.index_members.delete().where(member.source_id == source.id, member.recipe == older))
     conn.execute(t.index_manifests.delete().where(*mine))
     intents.forget_objects(conn, sorted(keys))

@@ -478,3 +478,18 @@ objects = sa.Table(
     sa.Column("bytes", BigInt, nullable=False),
     _time("created_at", null=False),
 )
+
+# The audit trail, only ever appended to: by months on PostgreSQL (`activity.ensure_months`), plain on SQLite. Its key
+# holds the time because a partitioned table's key has to.
+activity = sa.Table(
+    "activity",
+    metadata,
+    sa.Column("at", Utc, primary_key=True),
+    sa.Column("uuid", sa.String(36), primary_key=True),
+    sa.Column("action", sa.String(40), nullable=False),
+    sa.Column("source", sa.String(100)),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("detail", Json, nullable=False),
+    sa.Index("ix_activity_source", "source", "at"),
+    postgresql_partition_by="RANGE (at)",
+)

@@ -242,7 +242,7 @@ def _tell_end(name: str, found: SourceStatus, scanned: Any) -> None:
 @json_option
 def retry(source: str | None, feature: str | None, as_json: bool) -> None:
     """Put failed work back; refused files stay refused until they change."""
-    from mirror_realm_assets.catalog import features, files, sources, sweep
+    from mirror_realm_assets.catalog import activity, features, files, sources, sweep
     from mirror_realm_assets.errors import REASONS
     from mirror_realm_assets.ingest.batching import missing_of, recompute
     from mirror_realm_assets.pipeline import standard_stages
@@ -262,6 +262,7 @@ def retry(source: str | None, feature: str | None, as_json: bool) -> None:
                     count += files.forget_failures(conn, each.id, refusals)
                 put_back[each.name] = count
                 if count:
+                    activity.note(conn, "work_retried", each.name, {"failures": count, "feature": feature})
                     missing = missing_of(conn, settings, stages, each)
                     keys, _complete = recompute(conn, settings, each, missing, kind="retry", requested_by="cli")
                     batches.extend(keys)

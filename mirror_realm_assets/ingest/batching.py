@@ -177,7 +177,7 @@ def _can_be_worked_on(catalog: Catalog, stages: Sequence[Stage], source: Source)
             stage.recipe(source.policy)
     except SetupError as error:
         with catalog.write() as conn:
-            sources.set_state(conn, source.name, "paused", str(error))
+            sources.set_state(conn, source.name, "paused", str(error), by="batch forming")
         return False
     return True
 

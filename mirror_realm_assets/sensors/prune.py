@@ -23,7 +23,7 @@ from mirror_realm_assets.resources.library import LibraryResource
 def prune_sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SkipReason:
     """One round; it asks for no runs."""
     catalog, settings = library.services.catalog, library.settings
-    purged = purge(catalog, settings.purge_days, rounds=4)
+    purged = purge(catalog, settings.purge_days, rounds=4, by="pruner")
     words = _words(prune(context.instance, catalog, settings))
     return dg.SkipReason(f"{words} {purged.media} deleted files were purged." if purged.media else words)
 

@@ -316,7 +316,8 @@ class _Run:
             # The fault is not theirs: they are pending again, and nothing is asked for until someone has looked.
             for result in self.failed_keys:
                 self._unfail(conn, result)
-            sources.set_state(conn, self.context.source.name, "paused", f"systemic: {message}")
+            by = f"{self.stage.name} of batch {self.context.batch.key}"
+            sources.set_state(conn, self.context.source.name, "paused", f"systemic: {message}", by=by)
         raise SystemicFailure("systemic", message)
 
     def _unfail(self, conn: sa.Connection, result: Result) -> None:

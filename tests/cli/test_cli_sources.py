@@ -186,6 +186,19 @@ def test_a_person_confirms_deletions(home: Home) -> None:
     assert run("sources", "confirm-deletions", "nosuch").exit_code == 1
 
 
+def test_history_tells_who_changed_what(home: Home) -> None:
+    run("sources", "set", "demo", "--option", "enhance=true", "--option", "ignore=[old]")
+    run("sources", "pause", "demo")
+    run("retry")  # nothing had failed: nothing was changed
+    lines = run("history", "--source", "demo", "--json").stdout.splitlines()
+    paused, changed = (json.loads(line) for line in lines[:2])
+    assert paused["action"] == "source_paused" and paused["source"] == "demo" and "@" in paused["actor"]
+    assert changed["detail"]["options"]["ignore"][1]
+    told = run("history", "--limit", "1").stdout
+    assert len(told.splitlines()) == 1 and "source_paused demo by" in told
+    assert run("history", "--source", "nosuch").stdout == ""
+
+
 def test_an_archive_is_marked_when_it_is_named_and_taken_away_with_an_empty_one(home: Home, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     assert run("sources", "set", "demo", "--option", f"archive={archive}").exit_code == 0
