@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, latency, moved, production, scan, ui
+from benchmarks import corrupt, engine, known, latency, moved, production, scan, ui
 
 ALL = {
     "corrupt": corrupt.main,
     "engine": engine.main,
+    "known": known.main,
     "latency": latency.main,
     "moved": moved.main,
     "production": production.main,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,11 @@ class Library:
 
 
 @contextmanager
-def library(home: Path, folder: Path, **options: str) -> Iterator[Library]:
-    """A new library over a folder, closed at the end."""
-    settings = Settings.at(home, quiet_seconds=0)
+def library(
+    home: Path, folder: Path, *, catalog_url: str | None = None, options: Mapping[str, str] | None = None
+) -> Iterator[Library]:
+    """A new library over a folder, closed at the end; its catalog is in the home unless another is named."""
+    settings = Settings.at(home, quiet_seconds=0, **({"catalog_url": catalog_url} if catalog_url else {}))
     installation.install(settings)
     catalog = Catalog(settings.catalog_url)
     catalog.migrate()
@@ -64,7 +66,7 @@ def library(home: Path, folder: Path, **options: str) -> Iterator[Library]:
     services = open_services(settings)
     try:
         with services.catalog.write() as conn:
-            sources.add(conn, "bench", os.fsencode(folder), options)
+            sources.add(conn, "bench", os.fsencode(folder), options or {})
         yield Library(settings, services, folder)
     finally:
         close_services(settings)
