@@ -58,7 +58,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the server is that of the tests
     from postgres import Server
 
-    server = Server()
+    server = Server("autovacuum=on", "shared_buffers=256MB")
     try:
         with tempfile.TemporaryDirectory(prefix="mirror-realm-known-") as name:
             base = Path(name)

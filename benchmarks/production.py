@@ -1,6 +1,6 @@
 """Many small files through watcher, daemon, queue, PostgreSQL and a bucket; what each costs, and what Dagster adds.
 
-PostgreSQL is a server of this measurement without fsync, the bucket is moto's, a single Python process: on real ones
+PostgreSQL is a server of this measurement, with its own care of statistics and without fsync, the bucket is moto's, a single Python process: on real ones
 the figures differ, the ratio of the two ways much less. `MIRROR_REALM_BENCH_FILES` says how many files (10,000),
 `MIRROR_REALM_BENCH_FORMS` into what batches they go (a list of the names below with commas; all of them).
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="mirror-realm-production-") as name:
         base = Path(name)
-        server, bucket = Server(), S3Server(base)
+        server, bucket = Server("autovacuum=on", "shared_buffers=256MB"), S3Server(base)
         try:
             bucket.client().create_bucket(Bucket=_BUCKET)  # type: ignore[attr-defined]
             hidden = base / "hidden"

@@ -66,9 +66,14 @@ def find_programs() -> Path:
 
 
 class Server:
-    """A running server; `stop` ends it and deletes its data."""
+    """A running server; `stop` ends it and deletes its data.
 
-    def __init__(self) -> None:
+    Args:
+        settings: `name=value` each, beyond the fast ones, or instead of them.
+    """
+
+    def __init__(self, *settings: str) -> None:
+        self._settings = (*_FAST, *settings)
         self._programs = find_programs()
         self._numbers = itertools.count()
         self._user = _unprivileged_user()
@@ -123,7 +128,7 @@ class Server:
         if made.returncode:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise RuntimeError(f"initdb failed: {made.stderr}")
-        settings = [word for setting in _FAST for word in ("-c", setting)]
+        settings = [word for setting in self._settings for word in ("-c", setting)]
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(
                 [self._programs / "postgres", "-D", data, "-k", self.folder, *settings],
