@@ -1,8 +1,9 @@
 """Many small files through watcher, daemon, queue, PostgreSQL and a bucket; what each costs, and what Dagster adds.
 
-PostgreSQL is a server of this measurement, with its own care of statistics and without fsync, the bucket is moto's, a single Python process: on real ones
-the figures differ, the ratio of the two ways much less. `MIRROR_REALM_BENCH_FILES` says how many files (10,000),
-`MIRROR_REALM_BENCH_FORMS` into what batches they go (a list of the names below with commas; all of them).
+PostgreSQL is a server of this measurement, with its own care of statistics and without fsync; the bucket is moto's, a
+single Python process. On real ones the figures differ, the ratio of the two ways much less. `MIRROR_REALM_BENCH_FILES`
+says how many files (10,000), `MIRROR_REALM_BENCH_FORMS` into what batches they go (a list of the names below with
+commas; all of them).
 """
 
 from __future__ import annotations
