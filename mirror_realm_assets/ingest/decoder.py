@@ -24,6 +24,7 @@ from mirror_realm_assets.ingest.sandbox import (
     receive_message,
     send_message,
 )
+from mirror_realm_assets.ingest.still import MAX_BYTES_PER_SAMPLE, MAX_CHANNELS, Still, StillFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,6 +120,28 @@ class Decoder:
                 raise self._nonsense("an impossible size")
             return memory.array((height, width, 3))
 
+    def still(self, fd: int) -> Still:
+        """The still in the file `fd` at full size as the file holds it, turned upright.
+
+        Args:
+            fd: of a memory file with the original's bytes (`Original.fd`); its offset is left alone.
+
+        Returns:
+            Pixels of the caller's own, with the file's depth, colours, transparency, profile and EXIF.
+
+        Raises:
+            Refused: the file is at fault.
+            Failed: `internal` when no child can be started, `out_of_memory` when there is no room for the array.
+        """
+        with _SharedMemory(self._max_pixels * MAX_CHANNELS * MAX_BYTES_PER_SAMPLE) as memory:
+            reply, blob = self._ask({"do": "still"}, [fd, memory.fd])
+            try:
+                facts = StillFacts.from_reply(reply, blob, self._max_pixels)
+            except ValueError as error:
+                raise self._nonsense(str(error)) from error
+            pixels = memory.array(facts.shape, deep=facts.depth == 16)
+        return Still(pixels, facts.icc, facts.exif, facts.frames)
+
     def _ask(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], bytes]:
         with self._lock:
             if self._asked >= _FILES_PER_CHILD:
@@ -170,12 +193,12 @@ class _SharedMemory:
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
 
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], *, deep: bool = False) -> np.ndarray:
         """The file's beginning as an array of the caller's own."""
         import numpy as np
 
         try:
-            result = np.empty(shape, dtype=np.uint8)
+            result = np.empty(shape, dtype=np.uint16 if deep else np.uint8)
         except MemoryError as error:
             raise Failed("out_of_memory", "No memory left for the pixels of the picture.") from error
         rest, offset = memoryview(result.data).cast("B"), 0

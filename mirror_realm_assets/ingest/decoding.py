@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirror_realm_assets.errors import Refused
-from mirror_realm_assets.ingest import camera_raw, documents, formats, image_digest, unended, upright, videos
+from mirror_realm_assets.ingest import camera_raw, documents, formats, image_digest, stills, unended, upright, videos
 from mirror_realm_assets.ingest.decoded import Decoded, DecodedPart
 from mirror_realm_assets.ingest.exif import Metadata, read_metadata
 from mirror_realm_assets.ingest.formats import Format
 from mirror_realm_assets.ingest.mapped import as_file, as_unmapped_file
 from mirror_realm_assets.ingest.phash import perceptual_hash
 from mirror_realm_assets.ingest.proxies import encoded, fitted
+from mirror_realm_assets.ingest.still import StillFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +71,8 @@ def answer(request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], byt
                 format_ = camera_raw.kind_of_tiff(data)
             if request["do"] == "pixels":
                 return _write_pixels(data, format_, request, fds[1]), b""
+            if request["do"] == "still":
+                return _write_still(data, format_, request, fds[1]).as_reply()
             return _described(data, format_, request).as_reply()
     except Exception as error:
         # Parsers of hostile bytes raise anything at all; each is a verdict on the file.
@@ -78,7 +81,7 @@ def answer(request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], byt
 
 
 def _described_video(source: int, format_: Format, request: dict[str, Any]) -> Decoded:
-    if request["do"] == "pixels":
+    if request["do"] != "proxy":
         raise Refused("unsupported", "Only still pictures have pixels at full size.")
     return videos.describe(
         as_unmapped_file(source),
@@ -129,6 +132,30 @@ def _write_array(pixels: np.ndarray, out: int) -> dict[str, int]:
     with mmap.mmap(out, pixels.nbytes) as memory:
         memory.write(pixels.tobytes())
     return {"width": pixels.shape[1], "height": pixels.shape[0]}
+
+
+def _write_still(data: mmap.mmap, format_: Format, request: dict[str, Any], out: int) -> StillFacts:
+    """Write the still at full size, as the file holds it, into the file `out`."""
+    if format_.reader == "camera_raw":
+        size = _write_array(camera_raw.pixels(data, max_pixels=request["max_pixels"]), out)
+        return StillFacts(size["height"], size["width"], 3, 8, 1, None, None)
+    if format_.reader != "picture":
+        raise Refused("unsupported", "Only still pictures have pixels at full size.")
+
+    def written(data: mmap.mmap) -> StillFacts:
+        picture = _opened(data, format_, request)
+        metadata = picture.load()
+        return stills.write(
+            picture.image,
+            data,
+            out,
+            orientation=1 if picture.is_tiff else metadata.orientation,
+            white=picture.white,
+            icc=picture.profile()[0],
+            frames=picture.frames,
+        )
+
+    return _whole(data, format_, written)
 
 
 def refusal(error: Exception) -> Refused:

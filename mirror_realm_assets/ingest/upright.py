@@ -90,6 +90,16 @@ def describe_profile(icc: bytes) -> str | None:
         return None
 
 
+def colour_space(icc: bytes) -> str | None:
+    """`RGB`, `GRAY`, `CMYK` or another name of what a profile's pixels are; None when it is no profile."""
+    from PIL import ImageCms
+
+    try:
+        return str(_profile(icc).profile.xcolor_space).strip()
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
 def _profile(icc: bytes) -> ImageCms.ImageCmsProfile:
     from PIL import ImageCms
 
