@@ -67,6 +67,7 @@ _OPTIONS = {
     "enhance_outscale": "How many times wider and higher the result is.",
     "enhance_max_pixels": "Larger pictures are not enhanced: `not_wanted`, with that reason.",
     "enhance_format": "Format of the result.",
+    "enhance_quality": "Of JPEG and WebP, 1 to 100; by default 95 and 90.",
     "archive": "A folder, or `s3://bucket/prefix`, to which originals and enhanced pictures are copied; empty: none. "
     "[How that works](../how-to/archive.md).",
     "archive_template": "How files are called there.",

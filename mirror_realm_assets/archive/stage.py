@@ -28,7 +28,7 @@ from mirror_realm_assets.stages.stage import Result, Stage, finding_of
 
 CODE_VERSION = "1"
 _ENHANCED = "enhanced_images"
-_MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+_MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff"}
 
 
 def archived_media_stage(enhanced: Stage) -> Stage:

@@ -28,7 +28,8 @@ class SourcePolicy(BaseModel):
     enhance_model: str = Field(default="realesrgan-x4plus", alias="enhance.model")
     enhance_outscale: float = Field(default=4.0, alias="enhance.outscale", gt=0, le=8)
     enhance_max_pixels: int = Field(default=1_000_000, alias="enhance.max_pixels", gt=0)
-    enhance_format: Literal["png", "jpeg", "webp"] = Field(default="png", alias="enhance.format")
+    enhance_format: Literal["png", "jpeg", "webp", "tiff"] = Field(default="png", alias="enhance.format")
+    enhance_quality: int | None = Field(default=None, alias="enhance.quality", ge=1, le=100)
     archive: str | None = None
     archive_template: str = Field(default="year={year}/month={month}/{filename}", alias="archive.template")
     archive_what: Literal["originals", "enhanced", "both"] = Field(default="both", alias="archive.what")

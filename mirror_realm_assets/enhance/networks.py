@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.errors import Failed
 from mirror_realm_assets.weights.hardware import Device, Precision, model_failure, release_memory, torch_dtype
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
-
-Picture = npt.NDArray[np.uint8]
 
 
 class Network:
@@ -50,14 +48,14 @@ class Network:
         self._dtype = torch_dtype(precision)
         self.scale = int(descriptor.scale)
 
-    def run(self, picture: Picture) -> Picture:
+    def run(self, picture: Pixels) -> Pixels:
         """Enlarge one picture, or one tile of it, in a single pass.
 
         Args:
-            picture: `HxWx3 uint8` sRGB.
+            picture: `HxWx3` RGB, `uint8` or `uint16`.
 
         Returns:
-            `(H*scale)x(W*scale)x3 uint8` sRGB.
+            `(H*scale)x(W*scale)x3` of the same type.
 
         Raises:
             Failed: `out_of_memory`, or `model_failed` for any other fault, numbers that are not finite among them.
@@ -74,20 +72,25 @@ class Network:
         self._descriptor = None
         release_memory()
 
-    def _run(self, descriptor: ImageModelDescriptor, picture: Picture) -> Picture:
+    def _run(self, descriptor: ImageModelDescriptor, picture: Pixels) -> Pixels:
         import torch
 
+        white = int(np.iinfo(picture.dtype).max)
         with torch.inference_mode():
-            # torch.tensor copies, so that read-only and strided arrays are welcome.
-            levels = torch.tensor(np.ascontiguousarray(picture), device=self._device)
-            batch = levels.permute(2, 0, 1).unsqueeze(0).to(self._dtype).div_(255)
+            # torch.tensor copies, so that read-only and strided arrays are welcome; of unsigned types it knows but one.
+            plain = picture if picture.dtype == np.uint8 else picture.astype(np.int32)
+            levels = torch.tensor(np.ascontiguousarray(plain), device=self._device)
+            batch = levels.permute(2, 0, 1).unsqueeze(0)
+            # 16 bits are divided before they are rounded to the network's format, which may know no number so large.
+            batch = batch.to(self._dtype).div_(white) if white == 255 else batch.float().div_(white).to(self._dtype)
             output = descriptor(batch.contiguous(memory_format=torch.channels_last))
             # An overflow in 16 bits would otherwise become a black tile.
             if not bool(torch.isfinite(output).all()):
                 raise Failed("model_failed", "The network gave numbers that are not finite.")
-            # To bytes on the device: a quarter of what floats would cost on the way to main memory.
-            scaled = output[0].float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-            enlarged: Picture = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+            # To whole numbers on the device: a quarter of what floats would cost on the way to main memory.
+            scaled = output[0].float().mul_(white).round_().clamp_(0, white)
+            whole = scaled.to(torch.uint8 if white == 255 else torch.int32)
+            enlarged = whole.permute(1, 2, 0).contiguous().cpu().numpy().astype(picture.dtype, copy=False)
         expected = (picture.shape[0] * self.scale, picture.shape[1] * self.scale, 3)
         if enlarged.shape != expected:
             raise Failed("model_failed", f"The network gave {enlarged.shape}, expected {expected}.")

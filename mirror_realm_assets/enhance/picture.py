@@ -13,27 +13,26 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mirror_realm_assets.enhance.codec import PictureFormat, encode, probe
+from mirror_realm_assets.enhance.codec import SUFFIXES, PictureFormat, Style, encode_rows, probe_file, require_size
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
-from mirror_realm_assets.enhance.networks import Picture
-from mirror_realm_assets.enhance.tiling import Tile
-from mirror_realm_assets.enhance.upscale import Upscaler
-from mirror_realm_assets.errors import MirrorRealmError, SetupError, as_error
+from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.upscale import Tiles, Upscaler
+from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
 from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original
+from mirror_realm_assets.ingest.still import Still
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.weights.hardware import PrecisionSetting, cpu_flags
 from mirror_realm_assets.weights.registry import spec
 
 MAX_OUTSCALE = 8.0
-FORMATS: dict[str, PictureFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS: dict[str, PictureFormat] = {f".{suffix}": name for name, suffix in SUFFIXES.items()}
+FORMATS |= {".jpeg": "jpeg", ".tiff": "tiff"}
 """The format that a result's suffix asks for."""
 
 # What file systems without hard links (FAT, some network drives) answer to the attempt.
@@ -109,56 +108,50 @@ def enhance_file(
         raise SetupError("invalid_argument", f"outscale must be above 0 and at most {MAX_OUTSCALE:g}, not {outscale}.")
     chosen = spec(model)
     with _naming(source):
-        image = _pixels(settings, source)
-    height, width = image.shape[:2]
+        still = _still(settings, source)
+    height, width = still.pixels.shape[:2]
     _require_fit(file_format, width, height, outscale or chosen.scale or 1)
-    network = _Watched(
+    style = Style(file_format, icc=still.icc, exif=still.exif)
+    with Upscaler(
         chosen,
         settings.models_dir,
         device=settings.device,
         precision=precision or settings.precision,
         threads=settings.threads,
-    )
-    network.on_progress = on_progress
-    with network:
-        enlarged = network.upscale(image, tile=tile, outscale=outscale)
-    _write(encode(enlarged, file_format), source, target, force)
+    ) as network:
+        size = network.output_size(height, width, outscale)
+        watch = _Watch(network, height * width, on_progress)
+        rows = network.strips(still.pixels, tile=tile, outscale=outscale, on_progress=watch)
+        _write(rows, size, style, source, target, force)
     return Enhanced(
         seconds=round(time.monotonic() - began, 3),
         input=(width, height),
-        output=(enlarged.shape[1], enlarged.shape[0]),
-        tiles=network.tiles,
+        output=(size[1], size[0]),
+        tiles=watch.tiles,
         model=network.name,
         precision=network.precision,
     )
 
 
-class _Watched(Upscaler):
-    """Tells how many tiles are done; a restart with smaller tiles counts anew."""
+class _Watch:
+    """Tells how far it is, and how long the rest will take: first by what is known of the model, then by itself."""
 
-    tiles = 0
-    on_progress: Callable[[Progress], None]
+    def __init__(self, network: Upscaler, pixels: int, on_progress: Callable[[Progress], None]) -> None:
+        rate = seconds_per_megapixel(network.name, network.precision, network.device, cpu_flags())
+        self._expected = estimate_seconds(pixels, rate, pictures=0)
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self.tiles = 0
 
-    def _assemble(self, image: Picture, tiles: tuple[Tile, ...], between_tiles: Callable[[], None]) -> Picture:
-        self.tiles = len(tiles)
-        pixels = [tile.padded.pixels for tile in tiles]
-        rate = seconds_per_megapixel(self.name, self.precision, self.device, cpu_flags())
-        began, done = time.monotonic(), 0
-        self.on_progress(Progress(0, len(tiles), estimate_seconds(sum(pixels), rate, pictures=0)))
-
-        def another_is_done() -> None:
-            nonlocal done
-            done += 1
-            left = sum(pixels[done:]) / sum(pixels[:done])
-            self.on_progress(Progress(done, len(tiles), left * (time.monotonic() - began)))
-            between_tiles()
-
-        result = super()._assemble(image, tiles, another_is_done)
-        self.on_progress(Progress(len(tiles), len(tiles), 0.0))
-        return result
+    def __call__(self, found: Tiles) -> None:
+        self.tiles = found.total
+        left = self._expected * found.left
+        if found.done > 0 and found.left < 1:
+            left = (time.monotonic() - self._began) * found.left / (1 - found.left)
+        self._on_progress(Progress(found.done, found.total, left))
 
 
-def _pixels(settings: Settings, source: Path) -> Picture:
+def _still(settings: Settings, source: Path) -> Still:
     # Links are the user's own choice here; `read_original` would follow none that leads out of the folder.
     path = os.fsencode(os.path.realpath(source))
     folder, name = os.path.split(path)
@@ -169,7 +162,7 @@ def _pixels(settings: Settings, source: Path) -> Picture:
         max_frames=settings.max_frames,
     )
     with read_original(folder, name, max_bytes=settings.max_file_bytes) as original, sandbox as decoder:
-        return decoder.pixels(original.fd)
+        return decoder.still(original.fd)
 
 
 @contextmanager
@@ -234,27 +227,28 @@ def _require_free(source: Path, target: Path, force: bool) -> None:
 
 def _require_fit(file_format: PictureFormat, width: int, height: int, outscale: float) -> None:
     longest = max(1, round(max(width, height) * outscale))
-    if file_format == "png":
-        return
     try:
-        # The codec knows its limits; a strip of that length costs nothing.
-        encode(np.zeros((1, longest), np.uint8), file_format)
+        require_size((1, longest), file_format)
     except MirrorRealmError as error:
         raise SetupError(
             "invalid_argument",
             f"The result would be {longest} pixels long, more than {file_format} can hold.",
-            remedy="Let the result's name end in .png, or choose a smaller --outscale.",
+            remedy="Let the result's name end in .png or .tif, or choose a smaller --outscale.",
         ) from error
 
 
-def _write(content: bytes, source: Path, target: Path, force: bool) -> None:
+def _write(
+    rows: Iterable[Pixels], size: tuple[int, int], style: Style, source: Path, target: Path, force: bool
+) -> None:
     draft = _draft(target)
     try:
         with os.fdopen(_create(draft), "wb") as file:
-            file.write(content)
+            encode_rows(rows, size, style, file, target.parent)
             file.flush()
             os.fsync(file.fileno())
-        probe(draft.read_bytes())
+        found = probe_file(draft)
+        if (found.height, found.width) != size:
+            raise Failed("not_verified", f"The result is {found.width}x{found.height}, not {size[1]}x{size[0]}.")
         _require_free(source, target, force)
         _publish(draft, target, force)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.catalog.wants import Recipe
-from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.errors import Failed, Refused
 from mirror_realm_assets.ingest.decoders import decoder
 from mirror_realm_assets.ingest.opening import open_original
 from mirror_realm_assets.stages.context import StageContext, Stopped
@@ -22,8 +23,7 @@ from mirror_realm_assets.weights.registry import spec
 if TYPE_CHECKING:
     from mirror_realm_assets.enhance.upscale import Upscaler
 
-CODE_VERSION = "1"
-_SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
 
 
 def enhanced_images_stage(precision: str) -> Stage:
@@ -39,6 +39,8 @@ def enhanced_images_stage(precision: str) -> Stage:
             "format": policy.enhance_format,
             "precision": precision,
         }
+        if policy.enhance_quality is not None and policy.enhance_format in ("jpeg", "webp"):
+            params["quality"] = policy.enhance_quality
         return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
 
     return Stage(
@@ -84,21 +86,29 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
 
 
 def _enhance(work: Work, model: Upscaler, context: StageContext, began: float) -> Result:
-    from mirror_realm_assets.enhance.codec import encode, probe
+    from mirror_realm_assets.enhance.codec import SUFFIXES, Style, encode_rows, probe_file, small
 
     if work.subject.digest is None or work.recipe is None:
         raise Failed("internal", "An unread picture was to be enhanced.")
     with open_original(context.services, work.subject.digest) as original:
-        image = decoder(context.services).pixels(original.fd)
+        still = decoder(context.services).still(original.fd)
+    if still.animated:
+        raise Refused("unsupported", "It is an animation; only pictures that stand still are enhanced.")
     policy = context.policy
-    enlarged = model.upscale(image, outscale=policy.enhance_outscale, between_tiles=context.checkpoint)
-    data = encode(enlarged, policy.enhance_format)
-    suffix = _SUFFIX[policy.enhance_format]
+    style = Style(policy.enhance_format, policy.enhance_quality, still.icc, still.exif)
+    height, width = model.output_size(still.pixels.shape[0], still.pixels.shape[1], policy.enhance_outscale)
+    rows = model.strips(still.pixels, outscale=policy.enhance_outscale, between_tiles=context.checkpoint)
+    suffix = SUFFIXES[policy.enhance_format]
     key = keys.derived_key("enhanced_images", work.key.image_digest, work.subject.part, work.recipe.digest, suffix)
-    stored, intents = context.publish(key, data)
+    folder = context.services.scratch()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        encode_rows(rows, (height, width), style, file, folder)
+        file.seek(0)
+        stored, intents = context.publish_file(key, file)
     # Success is recorded only after the output was read back, whole and of the right size.
-    found = probe(context.services.store.read(stored.key, stored.sha256))
-    height, width = enlarged.shape[:2]
+    with context.services.store.local_path(stored.key, stored.sha256) as path:
+        found = probe_file(path)
+        after = small(path)
     if (found.width, found.height) != (width, height):
         raise Failed("not_verified", f"The stored picture is {found.width}x{found.height}, not {width}x{height}.")
     output = {
@@ -116,5 +126,5 @@ def _enhance(work: Work, model: Upscaler, context: StageContext, began: float) -
         Finding("ok", output, seconds=time.monotonic() - began),
         [("enhanced", stored)],
         intents,
-        pictures=(encode(image, "png"), data),
+        pictures=(small(still.pixels), after),
     )

@@ -59,7 +59,7 @@ class Tile:
     padded: Box
 
 
-def plan(height: int, width: int, *, tile: int | None, halo: int = DEFAULT_HALO) -> tuple[Tile, ...]:
+def plan(height: int, width: int, *, tile: int | None, halo: int = DEFAULT_HALO, top: int = 0) -> tuple[Tile, ...]:
     """Cut a picture into tiles, row by row.
 
     Args:
@@ -67,23 +67,24 @@ def plan(height: int, width: int, *, tile: int | None, halo: int = DEFAULT_HALO)
         width: of the picture, at least 1.
         tile: longest side that a core may have; None makes one tile of the whole picture.
         halo: pixels of context on every inner side of a tile.
+        top: first row to cover: what lies above is done.
 
     Returns:
-        Tiles whose cores cover every pixel exactly once and whose padded boxes lie inside the picture.
+        Tiles whose cores cover every pixel from `top` on exactly once and whose padded boxes lie inside the picture.
 
     Raises:
-        ValueError: a size below 1 or a negative halo.
+        ValueError: a size below 1, a negative halo, or a first row outside of the picture.
     """
-    if height < 1 or width < 1 or halo < 0 or (tile is not None and tile < 1):
+    if height < 1 or width < 1 or halo < 0 or (tile is not None and tile < 1) or not 0 <= top < height:
         raise ValueError(f"cannot tile {height}x{width} pixels with tile={tile}, halo={halo}")
-    rows = _cut(height, tile)
+    rows = [(top + begin, top + end) for begin, end in _cut(height - top, tile)]
     columns = _cut(width, tile)
     return tuple(
         Tile(
-            core=Box(top, left, bottom, right),
-            padded=Box(max(0, top - halo), max(0, left - halo), min(height, bottom + halo), min(width, right + halo)),
+            core=Box(begin, left, end, right),
+            padded=Box(max(0, begin - halo), max(0, left - halo), min(height, end + halo), min(width, right + halo)),
         )
-        for top, bottom in rows
+        for begin, end in rows
         for left, right in columns
     )
 

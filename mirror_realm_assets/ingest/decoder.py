@@ -140,7 +140,7 @@ class Decoder:
             except ValueError as error:
                 raise self._nonsense(str(error)) from error
             pixels = memory.array(facts.shape, deep=facts.depth == 16)
-        return Still(pixels, facts.icc, facts.exif, facts.frames)
+        return Still(pixels, facts.icc, facts.exif, facts.animated)
 
     def _ask(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], bytes]:
         with self._lock:

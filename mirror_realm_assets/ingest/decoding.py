@@ -138,7 +138,7 @@ def _write_still(data: mmap.mmap, format_: Format, request: dict[str, Any], out:
     """Write the still at full size, as the file holds it, into the file `out`."""
     if format_.reader == "camera_raw":
         size = _write_array(camera_raw.pixels(data, max_pixels=request["max_pixels"]), out)
-        return StillFacts(size["height"], size["width"], 3, 8, 1, None, None)
+        return StillFacts(size["height"], size["width"], 3, 8, False, None, None)
     if format_.reader != "picture":
         raise Refused("unsupported", "Only still pictures have pixels at full size.")
 

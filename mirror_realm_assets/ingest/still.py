@@ -30,13 +30,13 @@ class Still:
         icc: the colour profile that the pixels are in; None for sRGB.
         exif: the payload of an EXIF block without its `Exif` marker: what people and cameras wrote, for an upright
             picture; without thumbnail and without the private notes of the camera's maker, which break when moved.
-        frames: how many pictures the file holds; only the first is here.
+        animated: whether it is the first picture of an animation.
     """
 
     pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
     icc: bytes | None = field(default=None, repr=False)
     exif: bytes | None = field(default=None, repr=False)
-    frames: int = 1
+    animated: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class StillFacts:
     width: int
     channels: int
     depth: int
-    frames: int
+    animated: bool
     icc: bytes | None
     exif: bytes | None
 
     def as_reply(self) -> tuple[dict[str, Any], bytes]:
         """As JSON knows it, and the profile and EXIF, one after the other."""
         icc, exif = self.icc or b"", self.exif or b""
-        names = ("height", "width", "channels", "depth", "frames")
+        names = ("height", "width", "channels", "depth", "animated")
         reply = {name: getattr(self, name) for name in names} | {"icc": len(icc), "exif": len(exif)}
         return reply, icc + exif
 
@@ -65,14 +65,15 @@ class StillFacts:
         Raises:
             ValueError: when it is no such value, whatever it is.
         """
-        numbers = {name: reply.get(name) for name in ("height", "width", "channels", "depth", "frames", "icc", "exif")}
-        if not all(type(number) is int and number >= 0 for number in numbers.values()):
+        numbers = {name: reply.get(name) for name in ("height", "width", "channels", "depth", "icc", "exif")}
+        animated = reply.get("animated")
+        if type(animated) is not bool or not all(type(one) is int and one >= 0 for one in numbers.values()):
             raise ValueError("impossible numbers")
         icc, exif = int(numbers.pop("icc") or 0), int(numbers.pop("exif") or 0)
         if icc > _MAX_PROFILE or exif > _MAX_EXIF or icc + exif != len(blob):
             raise ValueError("bytes that belong to nothing")
-        found = cls(**numbers, icc=blob[:icc] or None, exif=blob[icc:] or None)  # type: ignore[arg-type] # checked above
-        if not 0 < found.height * found.width <= max_pixels or found.frames < 1:
+        found = cls(**numbers, animated=animated, icc=blob[:icc] or None, exif=blob[icc:] or None)  # type: ignore[arg-type] # checked above
+        if not 0 < found.height * found.width <= max_pixels:
             raise ValueError("an impossible size")
         if not 1 <= found.channels <= MAX_CHANNELS or found.depth not in (8, 16):
             raise ValueError("an impossible kind of pixels")

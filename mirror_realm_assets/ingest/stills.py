@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+# Several pictures in a file of other formats are pages, or one picture in several sizes.
+_ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _PNG_COLOURS = {2: 3, 6: 4}  # IHDR's colour type of RGB with and without alpha: channels
 _BITS, _PHOTOMETRIC, _RGB = 258, 262, 2
 
@@ -81,7 +83,8 @@ def write(
         for top, strip in rows.strips:
             stored[top : top + strip.shape[0]] = strip if strip.ndim == 3 else strip[..., None]
         del whole, stored  # the mapping cannot be closed while arrays point into it
-    return StillFacts(height, width, rows.channels, 16 if rows.deep else 8, frames, rows.icc, kept_exif(image))
+    animated = frames > 1 and image.format in _ANIMATIONS
+    return StillFacts(height, width, rows.channels, 16 if rows.deep else 8, animated, rows.icc, kept_exif(image))
 
 
 def _rows(image: Image.Image, white: float, icc: bytes | None) -> _Rows:
@@ -182,6 +185,11 @@ def kept_exif(image: Image.Image) -> bytes | None:
     return None
 
 
+def _as_written(value: Any) -> Any:
+    """A text as the bytes that it was: Pillow reads any byte as a letter, and writes `?` for what is not ASCII."""
+    return value if not isinstance(value, str) or value.isascii() else value.encode("latin-1", "replace")
+
+
 def _exif(image: Image.Image, without: frozenset[int]) -> bytes | None:
     from PIL import Image as Pillow
 
@@ -190,9 +198,9 @@ def _exif(image: Image.Image, without: frozenset[int]) -> bytes | None:
     new.endian = "<"
     for tag in _KEPT:
         if tag in old:
-            new[tag] = old[tag]
+            new[tag] = _as_written(old[tag])
     for ifd in (_EXIF_IFD, _GPS_IFD):
-        entries = {tag: value for tag, value in old.get_ifd(ifd).items() if tag not in _DROPPED | without}
+        entries = {tag: _as_written(value) for tag, value in old.get_ifd(ifd).items() if tag not in _DROPPED | without}
         if entries:
             new.get_ifd(ifd).update(entries)
             new[ifd] = new.get_ifd(ifd)

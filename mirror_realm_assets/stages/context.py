@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from mirror_realm_assets.catalog import batches as batch_rows
 from mirror_realm_assets.catalog import features, intents
@@ -158,3 +158,8 @@ class StageContext:
         """
         with self.writer.writing([key]) as written:
             return written.put(key, data), list(written.intent_ids)
+
+    def publish_file(self, key: str, file: BinaryIO) -> tuple[StoredObject, list[int]]:
+        """As `publish`, of what an open file holds from its position on: it is never whole in memory."""
+        with self.writer.writing([key]) as written:
+            return written.put_file(key, file), list(written.intent_ids)

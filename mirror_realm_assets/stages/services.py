@@ -6,6 +6,7 @@ What belongs here: holding things and letting them go. What does not: building a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from mirror_realm_assets.catalog import intents, leases
@@ -64,6 +65,12 @@ class Services:
         """Close what is held under keys that start with `prefix`, so that its memory returns."""
         for key in [key for key in self._held if key.startswith(prefix)]:
             self._held.pop(key).close()
+
+    def scratch(self) -> Path:
+        """A folder of this machine for files without name, which go with their process."""
+        folder = self.settings.home / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def limits(self) -> dict[str, float]:
         """Today's limits of one file, by the names under which refusals record them."""

@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 
 from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.enhance import picture as module
+from mirror_realm_assets.enhance.upscale import Tiles
 from mirror_realm_assets.errors import Failed
 
 
@@ -42,8 +43,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Plain:
-        tiles, precision = 1, "fp32"
-        on_progress: Callable[[object], None]
+        precision, device = "fp32", "cpu"
 
         def __init__(self, spec: object, *_: object, **__: object) -> None:
             self.name = spec.name  # type: ignore[attr-defined]
@@ -55,10 +55,17 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *_: object) -> None:
             return None
 
-        def upscale(self, image: npt.NDArray[np.uint8], **_: object) -> npt.NDArray[np.uint8]:
-            return image.repeat(4, 0).repeat(4, 1)
+        def output_size(self, height: int, width: int, _outscale: float | None) -> tuple[int, int]:
+            return 4 * height, 4 * width
 
-    monkeypatch.setattr(module, "_Watched", Plain)
+        def strips(
+            self, image: npt.NDArray[np.uint8], *, on_progress: Callable[[Tiles], None], **_: object
+        ) -> Iterator[npt.NDArray[np.uint8]]:
+            on_progress(Tiles(0, 1, 1.0))
+            yield image.repeat(4, 0).repeat(4, 1)
+            on_progress(Tiles(1, 1, 0.0))
+
+    monkeypatch.setattr(module, "Upscaler", Plain)
     return asked
 
 
@@ -293,7 +300,7 @@ def test_missing_and_altered_weights_are_one_sentence_with_the_remedy(
         (["out.png", "--outscale", "nan"], "outscale must be above 0"),
         (["out.png", "--outscale", "9"], "outscale must be above 0 and at most 8"),
         (["out.png", "--model", "nope"], "There is no model 'nope'"),
-        (["out.gif"], "Let the result's name end in one of .png, .jpg, .jpeg, .webp"),
+        (["out.gif"], "Let the result's name end in one of .png, .jpg, .webp, .tif, .jpeg, .tiff"),
         (["out"], "no suffix"),
     ],
 )

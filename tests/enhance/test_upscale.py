@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image
 
 from mirror_realm_assets.enhance.networks import Network
-from mirror_realm_assets.enhance.upscale import Upscaler
+from mirror_realm_assets.enhance.upscale import Tiles, Upscaler
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.weights.registry import MODELS
 
@@ -72,7 +72,7 @@ def test_details_are_crisper_than_bicubic_and_the_picture_stays_the_same(
 
 
 def test_one_pixel_can_be_enlarged(upscaler: Upscaler) -> None:
-    assert upscaler.upscale(np.full((1, 1, 3), 128, np.uint8)).shape == (4, 4, 3)
+    assert upscaler.upscale(np.array([[[128, 128, 129]]], np.uint8)).shape == (4, 4, 3)
 
 
 def test_the_model_and_its_precision_are_known_by_digest_and_name(upscaler: Upscaler) -> None:
@@ -191,18 +191,77 @@ def test_another_scale_is_reached_by_a_final_resize(
     assert upscaler.upscale(noise(20, 30), outscale=outscale).shape == (*expected, 3)
 
 
-@pytest.mark.parametrize(
-    "picture",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
-)
-def test_an_array_that_is_no_rgb_picture_is_refused(upscaler: Upscaler, picture: npt.NDArray[np.generic]) -> None:
-    with pytest.raises(ValueError, match="expected HxWx3 uint8"):
+@pytest.mark.parametrize("picture", [np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+def test_an_array_that_is_no_picture_is_refused(upscaler: Upscaler, picture: npt.NDArray[np.generic]) -> None:
+    with pytest.raises(ValueError, match="expected"):
         upscaler.upscale(picture)  # type: ignore[arg-type]
+
+
+def test_true_grey_stays_grey(upscaler: Upscaler, photos: dict[str, Picture]) -> None:
+    grey = photos["chelsea"][:24, :24, 1]
+    single, triple = upscaler.upscale(grey), upscaler.upscale(np.repeat(grey[..., None], 3, axis=2))
+    assert single.shape == triple.shape == (96, 96) and np.array_equal(single, triple)
+    back = np.asarray(Image.fromarray(single).resize((24, 24), Image.Resampling.BOX), np.float32)
+    assert np.abs(back - grey).mean() < 8
+
+
+def test_sixteen_bits_come_out_as_sixteen_and_agree_with_eight(upscaler: Upscaler, photos: dict[str, Picture]) -> None:
+    photo = photos["chelsea"][:24, :24]
+    eight, sixteen = upscaler.upscale(photo), upscaler.upscale(photo.astype(np.uint16) * 257)
+    assert sixteen.dtype == np.uint16
+    assert np.abs(sixteen / 257 - eight).max() <= 0.51  # what eight bits round away
+    assert len(np.unique(sixteen)) > 256
+
+
+def test_transparency_is_resized_beside_the_network(upscaler: Upscaler, shapes: list[tuple[int, int]]) -> None:
+    picture = np.dstack([noise(40, 30), np.repeat(np.linspace(0, 255, 40).astype(np.uint8)[:, None], 30, axis=1)])
+    enlarged = upscaler.upscale(picture)
+    assert enlarged.shape == (160, 120, 4) and shapes == [(40, 30)]
+    expected = Image.fromarray(picture[..., 3]).resize((120, 160), Image.Resampling.LANCZOS)
+    assert np.abs(enlarged[..., 3].astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("outscale", [None, 0.5, 2.0, 3.3, 8.0])
+@pytest.mark.parametrize("kind", ["grey", "colour", "transparent"])
+def test_strips_are_the_whole_picture(
+    upscaler: Upscaler, shapes: list[tuple[int, int]], outscale: float | None, kind: str
+) -> None:
+    picture = noise(150, 40)
+    picture = {"grey": picture[..., 0], "colour": picture, "transparent": np.dstack([picture, picture[..., 0]])}[kind]
+    whole = upscaler.upscale(picture, tile=150, outscale=outscale)
+    strips = list(upscaler.strips(picture, tile=40, halo=8, outscale=outscale))
+    assert len(strips) > 1
+    assert whole.shape[:2] == upscaler.output_size(150, 40, outscale)
+    assert np.abs(np.concatenate(strips).astype(int) - whole).max() <= 1
+
+
+def test_progress_goes_from_nothing_to_everything(upscaler: Upscaler, shapes: list[tuple[int, int]]) -> None:
+    told: list[Tiles] = []
+    upscaler.upscale(noise(64, 64), tile=32, halo=8, on_progress=told.append)
+    assert [(one.done, one.total) for one in told] == [(count, 4) for count in range(5)]
+    left = [one.left for one in told]
+    assert left[0] == 1 and left[-1] == 0 and left == sorted(left, reverse=True)
+
+
+def test_what_was_done_before_memory_ran_out_is_not_done_again(
+    upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = noise(700, 64)
+    seen: list[int] = []
+    told: list[Tiles] = []
+
+    def run(self: Network, descriptor: object, part: Picture) -> Picture:
+        if len(seen) >= 2 and part.shape[0] > 200:
+            raise MemoryError
+        seen.append(part.shape[0])
+        return part.repeat(4, axis=0).repeat(4, axis=1)
+
+    monkeypatch.setattr(Network, "_run", run)
+    monkeypatch.setattr("mirror_realm_assets.enhance.upscale.free_memory", lambda device: 1_000_000_000)
+    enlarged = upscaler.upscale(picture, on_progress=told.append)
+    assert np.array_equal(enlarged, picture.repeat(4, axis=0).repeat(4, axis=1))
+    assert seen[0] > 200 and sum(height > 200 for height in seen) == 2
+    assert told[-1].done == told[-1].total == len(seen) and told[-1].left == 0
 
 
 def test_altered_weights_are_never_loaded(models_dir: Path, tmp_path: Path) -> None:
