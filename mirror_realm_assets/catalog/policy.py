@@ -26,6 +26,7 @@ class SourcePolicy(BaseModel):
 
     enhance: bool = True
     enhance_model: str = Field(default="realesrgan-x4plus", alias="enhance.model")
+    enhance_engine: Literal["native", "realesrgan"] = Field(default="native", alias="enhance.engine")
     enhance_outscale: float = Field(default=4.0, alias="enhance.outscale", gt=0, le=8)
     enhance_max_pixels: int = Field(default=1_000_000, alias="enhance.max_pixels", gt=0)
     enhance_format: Literal["png", "jpeg", "webp", "tiff"] = Field(default="png", alias="enhance.format")

@@ -14,6 +14,7 @@ from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from mirror_realm_assets.enhance.engines import EngineName
     from mirror_realm_assets.enhance.picture import Progress
     from mirror_realm_assets.weights.hardware import PrecisionSetting
 
@@ -39,13 +40,14 @@ def enhance(
     outscale: float | None,
     tile: int | None,
     precision: PrecisionSetting | None,
-    engine: str,
+    engine: EngineName,
     faces: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Enlarge the picture IN into the file OUT (.png, .jpg, .jpeg or .webp)."""
-    _refuse_what_comes_later(engine, faces)
+    """Enlarge the picture IN into the file OUT (.png, .jpg, .webp or .tif)."""
+    if faces:
+        raise SetupError("invalid_argument", "Restoring faces is not there yet.", remedy="Leave --faces out.")
     from mirror_realm_assets.enhance.picture import enhance_file
 
     made = enhance_file(
@@ -56,6 +58,7 @@ def enhance(
         outscale=outscale,
         tile=tile,
         precision=precision,
+        engine=engine,
         force=force,
         on_progress=_Teller().tell,
     )
@@ -64,15 +67,6 @@ def enhance(
     else:
         sizes = f"{made.input[0]}x{made.input[1]} -> {made.output[0]}x{made.output[1]}"
         show(f"{safe(str(target))}: {sizes} in {human_seconds(made.seconds)} ({made.model}, {made.precision})")
-
-
-def _refuse_what_comes_later(engine: str, faces: bool) -> None:
-    if engine == "realesrgan":
-        raise SetupError(
-            "invalid_argument", "The engine realesrgan is not there yet.", remedy="Leave --engine out; native works."
-        )
-    if faces:
-        raise SetupError("invalid_argument", "Restoring faces is not there yet.", remedy="Leave --faces out.")
 
 
 class _Teller:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror_realm_assets.enhance.codec import SUFFIXES, PictureFormat, Style, encode_rows, probe_file, require_size
+from mirror_realm_assets.enhance.engines import Engine, EngineName, open_engine
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
 from mirror_realm_assets.enhance.layers import Pixels
-from mirror_realm_assets.enhance.upscale import Tiles, Upscaler
+from mirror_realm_assets.enhance.upscale import Tiles
 from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
 from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original
@@ -78,6 +79,7 @@ def enhance_file(
     outscale: float | None = None,
     tile: int | None = None,
     precision: PrecisionSetting | None = None,
+    engine: EngineName = "native",
     force: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Enhanced:
@@ -91,6 +93,7 @@ def enhance_file(
         outscale: how many times wider and higher; None means the model's own scale.
         tile: longest side of a tile in input pixels; None takes what fits into memory.
         precision: replaces that of the settings.
+        engine: whose hands the model is in.
         force: whether an existing file may be replaced. The original never is, under whatever name.
         on_progress: called before the first tile and after each.
 
@@ -112,7 +115,8 @@ def enhance_file(
     height, width = still.pixels.shape[:2]
     _require_fit(file_format, width, height, outscale or chosen.scale or 1)
     style = Style(file_format, icc=still.icc, exif=still.exif)
-    with Upscaler(
+    with open_engine(
+        engine,
         chosen,
         settings.models_dir,
         device=settings.device,
@@ -136,7 +140,7 @@ def enhance_file(
 class _Watch:
     """Tells how far it is, and how long the rest will take: first by what is known of the model, then by itself."""
 
-    def __init__(self, network: Upscaler, pixels: int, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, network: Engine, pixels: int, on_progress: Callable[[Progress], None]) -> None:
         rate = seconds_per_megapixel(network.name, network.precision, network.device, cpu_flags())
         self._expected = estimate_seconds(pixels, rate, pictures=0)
         self._on_progress = on_progress

@@ -21,7 +21,7 @@ from mirror_realm_assets.store import keys
 from mirror_realm_assets.weights.registry import spec
 
 if TYPE_CHECKING:
-    from mirror_realm_assets.enhance.upscale import Upscaler
+    from mirror_realm_assets.enhance.engines import Engine, EngineName
 
 CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
 
@@ -41,6 +41,8 @@ def enhanced_images_stage(precision: str) -> Stage:
         }
         if policy.enhance_quality is not None and policy.enhance_format in ("jpeg", "webp"):
             params["quality"] = policy.enhance_quality
+        if policy.enhance_engine != "native":
+            params["engine"] = policy.enhance_engine
         return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
 
     return Stage(
@@ -60,20 +62,22 @@ def enhanced_images_stage(precision: str) -> Stage:
     )
 
 
-def upscaler(services: Services, name: str) -> Upscaler:
-    """The enhancement model called `name`, loaded once a process."""
-    from mirror_realm_assets.enhance.upscale import Upscaler
+def upscaler(services: Services, name: str, engine: EngineName = "native") -> Engine:
+    """The enhancement model called `name` in the hands of an engine, loaded once a process."""
+    from mirror_realm_assets.enhance.engines import open_engine
 
     s = services.settings
     return services.held(
-        f"upscaler/{name}",
-        lambda: Upscaler(spec(name), s.models_dir, device=s.device, precision=s.precision, threads=s.threads),
+        f"upscaler/{engine}/{name}",
+        lambda: open_engine(
+            engine, spec(name), s.models_dir, device=s.device, precision=s.precision, threads=s.threads
+        ),
     )
 
 
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     """One picture after the other; see `stages.stage.Run`."""
-    model = upscaler(context.services, context.policy.enhance_model)
+    model = upscaler(context.services, context.policy.enhance_model, context.policy.enhance_engine)
     context.used.update(model=model.name, device=model.device, precision=model.precision, pictures_at_once=1)
     for work in works:
         began = time.monotonic()
@@ -85,7 +89,7 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
             yield Result(work, finding_of(error, seconds=time.monotonic() - began))
 
 
-def _enhance(work: Work, model: Upscaler, context: StageContext, began: float) -> Result:
+def _enhance(work: Work, model: Engine, context: StageContext, began: float) -> Result:
     from mirror_realm_assets.enhance.codec import SUFFIXES, Style, encode_rows, probe_file, small
 
     if work.subject.digest is None or work.recipe is None:

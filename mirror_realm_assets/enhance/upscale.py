@@ -41,7 +41,7 @@ _BYTES_PER_PIXEL: dict[Precision, int] = {"fp32": 13_000, "bf16": 7_000, "fp16":
 _MEMORY_SHARE: dict[Device, float] = {"cpu": 0.4, "cuda": 0.8}
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """Between tiles, do nothing."""
 
 
@@ -54,7 +54,7 @@ class Tiles:
     left: float
 
 
-def _tell_nobody(_tiles: Tiles) -> None:
+def tell_nobody(_tiles: Tiles) -> None:
     """Of progress."""
 
 
@@ -160,8 +160,8 @@ class Upscaler:
         tile: int | None = None,
         halo: int = DEFAULT_HALO,
         outscale: float | None = None,
-        between_tiles: Callable[[], None] = _go_on,
-        on_progress: Callable[[Tiles], None] = _tell_nobody,
+        between_tiles: Callable[[], None] = go_on,
+        on_progress: Callable[[Tiles], None] = tell_nobody,
     ) -> Pixels:
         """Enlarge a picture; see `strips`, whose rows it puts into one array.
 
@@ -189,8 +189,8 @@ class Upscaler:
         tile: int | None = None,
         halo: int = DEFAULT_HALO,
         outscale: float | None = None,
-        between_tiles: Callable[[], None] = _go_on,
-        on_progress: Callable[[Tiles], None] = _tell_nobody,
+        between_tiles: Callable[[], None] = go_on,
+        on_progress: Callable[[Tiles], None] = tell_nobody,
     ) -> Iterator[Pixels]:
         """Enlarge a picture, and give its rows from top to bottom as soon as they are done.
 

@@ -65,7 +65,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield image.repeat(4, 0).repeat(4, 1)
             on_progress(Tiles(1, 1, 0.0))
 
-    monkeypatch.setattr(module, "Upscaler", Plain)
+    monkeypatch.setattr(module, "open_engine", lambda _engine, *arguments, **named: Plain(*arguments, **named))
     return asked
 
 
@@ -295,7 +295,6 @@ def test_missing_and_altered_weights_are_one_sentence_with_the_remedy(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["out.png", "--engine", "realesrgan"], "not there yet"),
         (["out.png", "--faces"], "not there yet"),
         (["out.png", "--outscale", "nan"], "outscale must be above 0"),
         (["out.png", "--outscale", "9"], "outscale must be above 0 and at most 8"),
@@ -313,6 +312,18 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert says in result.stderr
     assert network == []
     assert [path.name for path in tmp_path.iterdir()] == [photo.name]
+
+
+def test_the_package_realesrgan_can_be_asked_for(photo: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.png", tmp_path / "theirs.png"
+    assert run(photo, ours).exit_code == 0
+    result = run(photo, theirs, "--engine", "realesrgan", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["output"] == [192, 160]
+    pixels = [np.asarray(Image.open(path)).astype(int) for path in (ours, theirs)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    refused = run(photo, tmp_path / "out.png", "--engine", "realesrgan", "--precision", "bf16")
+    assert refused.exit_code == 1 and "use the engine native" in refused.stderr
 
 
 def test_a_result_too_long_for_its_format_is_refused_before_the_work(tmp_path: Path, network: list[str]) -> None:

@@ -745,16 +745,20 @@ def from_media(decoder: Decoder, name: str) -> Decoded:
 def test_every_hard_file_gives_what_pillow_says_of_it():
     """The exceptions: formats that Pillow opens and we do not take, as each is one more parser for hostile bytes."""
     not_taken = {"ICO", "PSD", "PPM"}
+    # Programs keep their workflow in a text of megabytes; Pillow alone gives up at one.
+    taken = {"hard/bomb/ztxt_4MB_comment.png", "hard/broken/pillow_png_decompression_dos.png"}
     wrong = []
     with Decoder(seconds=60, memory_bytes=6 * GIB, max_pixels=500_000_000, max_frames=10_000) as decoder:
         for row in hard_files():
             verdict = row["pillow13"].split()
-            expected = "picture" if verdict[0] == "ok" and verdict[1] not in not_taken else "refused"
+            good = verdict[0] == "ok" and verdict[1] not in not_taken
+            expected = "picture" if good or row["file"] in taken else "refused"
             try:
                 found = from_media(decoder, row["file"])
                 outcome = "picture"
-                stored = (int(row["width"]), int(row["height"]))
-                assert (found.first.width, found.first.height) in (stored, stored[::-1])
+                if row["width"]:
+                    stored = (int(row["width"]), int(row["height"]))
+                    assert (found.first.width, found.first.height) in (stored, stored[::-1])
             except MirrorRealmError as error:
                 outcome = "refused" if isinstance(error, Refused) else error.code
             if outcome != expected:

@@ -1,0 +1,84 @@
+"""The engines by their names, behind one interface.
+
+What belongs here: the interface, and choosing. What does not: the engines (`upscale`, `reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.upscale import Tiles, Upscaler, go_on, tell_nobody
+from mirror_realm_assets.weights.hardware import Device, DeviceSetting, Precision, PrecisionSetting
+from mirror_realm_assets.weights.registry import ModelSpec
+
+EngineName = Literal["native", "realesrgan"]
+
+
+class Engine(Protocol):
+    """One enhancement model in memory; see `upscale.Upscaler`."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """Where the network runs."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """The number format in use."""
+        ...
+
+    def output_size(self, height: int, width: int, outscale: float | None = None) -> tuple[int, int]:
+        """Height and width of the result for a picture of that size."""
+        ...
+
+    def strips(
+        self,
+        image: Pixels,
+        *,
+        tile: int | None = None,
+        outscale: float | None = None,
+        between_tiles: Callable[[], None] = go_on,
+        on_progress: Callable[[Tiles], None] = tell_nobody,
+    ) -> Iterator[Pixels]:
+        """Enlarge a picture, and give its rows from top to bottom."""
+        ...
+
+    def close(self) -> None:
+        """Drop the network and give its memory back."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_engine(
+    engine: EngineName,
+    spec: ModelSpec,
+    models_dir: Path,
+    *,
+    device: DeviceSetting = "auto",
+    precision: PrecisionSetting = "auto",
+    threads: int = 2,
+) -> Engine:
+    """The model `spec` in the hands of an engine.
+
+    Raises:
+        SetupError: weights are missing or altered, or the engine lacks a setting, a model, or its packages.
+    """
+    if engine == "native":
+        return Upscaler(spec, models_dir, device=device, precision=precision, threads=threads)
+    from mirror_realm_assets.enhance.reference import ReferenceUpscaler
+
+    return ReferenceUpscaler(spec, models_dir, device=device, precision=precision, threads=threads)
