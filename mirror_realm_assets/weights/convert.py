@@ -90,9 +90,7 @@ def _bert_state(_spec: ModelSpec, tensors: bytes, tokenizer: bytes) -> State:
     """
     from safetensors.numpy import load
 
-    state: State = {
-        name: tensor for name, tensor in load(tensors).items() if not name.startswith(_NOT_OF_THE_ENCODER)
-    }
+    state: State = {name: tensor for name, tensor in load(tensors).items() if not name.startswith(_NOT_OF_THE_ENCODER)}
     if "embeddings.word_embeddings.weight" not in state or "tokenizer" in state:
         raise ValueError("these are no tensors of a BERT")
     return {**state, "tokenizer": np.frombuffer(tokenizer, np.uint8)}

