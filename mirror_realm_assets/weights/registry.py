@@ -328,12 +328,16 @@ def spec(name: str, purpose: Purpose | None = None) -> ModelSpec:
     """The model of that name that a package carries, and of that purpose if one is given.
 
     Raises:
-        SetupError: `not_found`, naming the models there are; `invalid_argument` for one of another purpose.
+        SetupError: `not_found`, naming the models there are; `invalid_argument` for one of another purpose, or one that
+            no package carries.
     """
     fitting = sorted(model.name for model in MODELS.values() if purpose in (None, model.purpose))
     found = MODELS.get(name)
     if found is None or found.name not in fitting:
-        code = "not_found" if found is None else "invalid_argument"
-        what = f"There is no model {name!r}" if found is None else f"The model {name!r} is not made for this"
+        code, what = "invalid_argument", f"The model {name!r} is not made for this"
+        if name in RELEASED:
+            what = f"The model {name!r} cannot be used for this yet"
+        elif found is None:
+            code, what = "not_found", f"There is no model {name!r}"
         raise SetupError(code, f"{what}.", remedy=f"Choose one of: {', '.join(fitting)}.")
     return found

@@ -26,6 +26,14 @@ def test_an_unknown_model_is_named_together_with_those_there_are() -> None:
     assert caught.value.code == "not_found"
 
 
+def test_a_model_that_is_listed_but_not_used_is_told_from_one_that_there_is_not() -> None:
+    with pytest.raises(SetupError, match=r"cannot be used for this yet.*realesrgan-x4plus-anime") as caught:
+        spec("realesrnet-x4plus", "enhance")
+    assert caught.value.code == "invalid_argument"
+    with pytest.raises(SetupError, match="not made for this"):
+        spec("mtcnn", "enhance")
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 def test_every_model_is_pinned_and_complete(model: ModelSpec) -> None:
     assert spec(model.name) is model
