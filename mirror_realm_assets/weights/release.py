@@ -131,7 +131,7 @@ def fetch(
         partial = models_dir / f".{model.name}.download"
         try:
             say(f"Downloading {model.url} ({model.download_bytes / 1e6:.0f} MB)")
-            found = download(model.url, partial, size=model.download_bytes, context=context, progress=say)
+            found = _downloaded(model, partial, context, say)
             if found != model.source_sha256:
                 raise SetupError(
                     "fetch_failed",
@@ -141,6 +141,15 @@ def fetch(
             return _publish(model, partial, found, models_dir, say)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _downloaded(model: ReleasedModel, path: Path, context: ssl.SSLContext | None, say: Progress) -> str:
+    """As `download`, whose errors know nothing of the other way to the weights."""
+    try:
+        return download(model.url, path, size=model.download_bytes, context=context, progress=say)
+    except SetupError as error:
+        other = f"Or download it elsewhere and run `mirror-realm models add FILE --name {model.name}`."
+        raise SetupError(error.code, error.message, remedy=f"{error.remedy} {other}") from error
 
 
 def add(file: Path, model: ReleasedModel, models_dir: Path, *, progress: Progress | None = None) -> Taken:

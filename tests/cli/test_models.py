@@ -245,6 +245,7 @@ def test_a_released_model_that_cannot_be_downloaded_says_so_and_leaves_nothing(
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "GFPGANv1.4.pth failed: " in result.stderr
+    assert "mirror-realm models add FILE --name gfpgan-v1.4" in result.stderr
     assert [path.name for path in empty.iterdir()] == [".released.lock"]
 
 
