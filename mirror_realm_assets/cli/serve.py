@@ -74,19 +74,21 @@ def _end_leftovers(settings: Settings) -> None:
 
 
 def _require_weights(settings: Settings, services: Services) -> None:
-    """Every model of ours, and those that sources use: without them nothing but failures would come."""
+    """The models that default options need, and those that sources use: without them only failures would come."""
     from mirror_realm_assets.catalog import sources
     from mirror_realm_assets.weights.added import find
     from mirror_realm_assets.weights.fetch import require
-    from mirror_realm_assets.weights.registry import MODELS
+    from mirror_realm_assets.weights.registry import NEEDED
 
-    for spec in MODELS.values():
+    for spec in NEEDED:
         require(spec, settings.models_dir)
     with services.catalog.read() as conn:
         active = [source for source in sources.all_sources(conn) if source.state == "active"]
     for source in active:
         try:
             require(find(settings.models_dir, source.policy.embedder, "embed"), settings.models_dir)
+            if source.policy.enhance:
+                require(find(settings.models_dir, source.policy.enhance_model, "enhance"), settings.models_dir)
         except SetupError as error:
             remedy = f"{error.remedy} Or let the others go on without it: `mirror-realm sources pause {source.name}`."
             raise SetupError(error.code, f"The source {source.name}: {error.message}", remedy=remedy) from error

