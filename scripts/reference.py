@@ -66,6 +66,7 @@ _OPTIONS = {
     "enhance": "Whether its pictures are enhanced.",
     "enhance_model": "The enhancement model, a name from `mirror-realm models list`.",
     "enhance_engine": "Whose hands the model is in: our own engine, or the package `realesrgan`, unchanged.",
+    "enhance_denoise_strength": "0 keeps noise, 1 takes it away; only of `realesr-general-x4v3`.",
     "enhance_outscale": "How many times wider and higher the result is.",
     "enhance_max_pixels": "Larger pictures are not enhanced: `not_wanted`, with that reason.",
     "enhance_format": "Format of the result.",

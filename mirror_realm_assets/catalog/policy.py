@@ -28,6 +28,7 @@ class SourcePolicy(BaseModel):
     enhance_model: str = Field(default="realesrgan-x4plus", alias="enhance.model")
     enhance_engine: Literal["native", "realesrgan"] = Field(default="native", alias="enhance.engine")
     enhance_outscale: float = Field(default=4.0, alias="enhance.outscale", gt=0, le=8)
+    enhance_denoise_strength: float | None = Field(default=None, alias="enhance.denoise_strength", ge=0, le=1)
     enhance_max_pixels: int = Field(default=1_000_000, alias="enhance.max_pixels", gt=0)
     enhance_format: Literal["png", "jpeg", "webp", "tiff"] = Field(default="png", alias="enhance.format")
     enhance_quality: int | None = Field(default=None, alias="enhance.quality", ge=1, le=100)

@@ -30,6 +30,7 @@ _TELL_SECONDS = 0.5
 @click.option("--tile", type=click.IntRange(min=1), help="Longest side of a tile in pixels.  [default: what fits]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Number format.")
 @click.option("--engine", type=click.Choice(["native", "realesrgan"]), default="native", show_default=True)
+@click.option("--denoise-strength", type=float, help="0 keeps noise, 1 takes it away; of realesr-general-x4v3 alone.")
 @click.option("--faces/--no-faces", default=False, help="Restore faces as well.  [default: no-faces]")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists; IN is never written over.")
 @json_option
@@ -41,6 +42,7 @@ def enhance(
     tile: int | None,
     precision: PrecisionSetting | None,
     engine: EngineName,
+    denoise_strength: float | None,
     faces: bool,
     force: bool,
     as_json: bool,
@@ -59,6 +61,7 @@ def enhance(
         tile=tile,
         precision=precision,
         engine=engine,
+        denoise_strength=denoise_strength,
         force=force,
         on_progress=_Teller().tell,
     )

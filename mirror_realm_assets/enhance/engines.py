@@ -13,7 +13,7 @@ from typing import Literal, Protocol, Self
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.enhance.upscale import Tiles, Upscaler, go_on, tell_nobody
 from mirror_realm_assets.weights.hardware import Device, DeviceSetting, Precision, PrecisionSetting
-from mirror_realm_assets.weights.registry import ModelSpec
+from mirror_realm_assets.weights.registry import Model
 
 EngineName = Literal["native", "realesrgan"]
 
@@ -65,20 +65,27 @@ class Engine(Protocol):
 
 def open_engine(
     engine: EngineName,
-    spec: ModelSpec,
+    spec: Model,
     models_dir: Path,
     *,
     device: DeviceSetting = "auto",
     precision: PrecisionSetting = "auto",
     threads: int = 2,
+    denoise_strength: float | None = None,
 ) -> Engine:
     """The model `spec` in the hands of an engine.
+
+    `denoise_strength`, from 0 to 1, is for a model that has a pair to be mixed with.
 
     Raises:
         SetupError: weights are missing or altered, or the engine lacks a setting, a model, or its packages.
     """
     if engine == "native":
-        return Upscaler(spec, models_dir, device=device, precision=precision, threads=threads)
+        return Upscaler(
+            spec, models_dir, device=device, precision=precision, threads=threads, denoise_strength=denoise_strength
+        )
     from mirror_realm_assets.enhance.reference import ReferenceUpscaler
 
-    return ReferenceUpscaler(spec, models_dir, device=device, precision=precision, threads=threads)
+    return ReferenceUpscaler(
+        spec, models_dir, device=device, precision=precision, threads=threads, denoise_strength=denoise_strength
+    )

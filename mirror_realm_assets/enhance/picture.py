@@ -28,8 +28,8 @@ from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original
 from mirror_realm_assets.ingest.still import Still
 from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.weights.added import find
 from mirror_realm_assets.weights.hardware import PrecisionSetting, cpu_flags
-from mirror_realm_assets.weights.registry import spec
 
 MAX_OUTSCALE = 8.0
 FORMATS: dict[str, PictureFormat] = {f".{suffix}": name for name, suffix in SUFFIXES.items()}
@@ -80,6 +80,7 @@ def enhance_file(
     tile: int | None = None,
     precision: PrecisionSetting | None = None,
     engine: EngineName = "native",
+    denoise_strength: float | None = None,
     force: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Enhanced:
@@ -94,6 +95,7 @@ def enhance_file(
         tile: longest side of a tile in input pixels; None takes what fits into memory.
         precision: replaces that of the settings.
         engine: whose hands the model is in.
+        denoise_strength: 0 keeps noise, 1 takes it away; only of models that have a pair to be mixed with.
         force: whether an existing file may be replaced. The original never is, under whatever name.
         on_progress: called before the first tile and after each.
 
@@ -109,7 +111,7 @@ def enhance_file(
     file_format = _require_target(source, target, force)
     if outscale is not None and not (math.isfinite(outscale) and 0 < outscale <= MAX_OUTSCALE):
         raise SetupError("invalid_argument", f"outscale must be above 0 and at most {MAX_OUTSCALE:g}, not {outscale}.")
-    chosen = spec(model)
+    chosen = find(settings.models_dir, model, "enhance")
     with _naming(source):
         still = _still(settings, source)
     height, width = still.pixels.shape[:2]
@@ -122,6 +124,7 @@ def enhance_file(
         device=settings.device,
         precision=precision or settings.precision,
         threads=settings.threads,
+        denoise_strength=denoise_strength,
     ) as network:
         size = network.output_size(height, width, outscale)
         watch = _Watch(network, height * width, on_progress)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +24,7 @@ from mirror_realm_assets.enhance.legacy import load
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO
 from mirror_realm_assets.enhance.upscale import Tiles, go_on, tell_nobody
 from mirror_realm_assets.errors import Failed, SetupError
+from mirror_realm_assets.weights.denoise import denoised_state
 from mirror_realm_assets.weights.fetch import require
 from mirror_realm_assets.weights.hardware import (
     Device,
@@ -34,7 +35,7 @@ from mirror_realm_assets.weights.hardware import (
     model_failure,
     release_memory,
 )
-from mirror_realm_assets.weights.registry import ModelSpec
+from mirror_realm_assets.weights.registry import Model
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class ReferenceUpscaler:
         device: setting; `auto` takes a GPU where there is one.
         precision: setting; `auto` is fp16 on a GPU and fp32 on a CPU.
         threads: CPU threads of torch, for the whole process.
+        denoise_strength: see `weights.denoise`; only for a model that has a pair to be mixed with.
 
     Raises:
         SetupError: `weights_missing`, `weights_altered`, `not_found` for a package that is not installed, or
@@ -60,23 +62,24 @@ class ReferenceUpscaler:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: Model,
         models_dir: Path,
         *,
         device: DeviceSetting = "auto",
         precision: PrecisionSetting = "auto",
         threads: int = 2,
+        denoise_strength: float | None = None,
     ) -> None:
         import torch
 
         if spec.purpose != "enhance" or spec.scale is None:
             raise SetupError("invalid_argument", f"{spec.name} does not enhance pictures.")
-        weights = require(spec, models_dir)
+        state = _state(spec, models_dir, denoise_strength)
         self.name, self.digest, self.scale = spec.name, spec.weights_sha256, spec.scale
         self.device: Device = choose_device(device)
         self.precision: Precision = _precision(precision, self.device)
         torch.set_num_threads(threads)
-        network = _network(spec, weights)
+        network = _network(spec, state)
         self._runner = _runner(network, spec.scale, half=self.precision == "fp16", device=self.device)
 
     def output_size(self, height: int, width: int, outscale: float | None = None) -> tuple[int, int]:
@@ -203,11 +206,16 @@ def _runner(network: torch.nn.Module, scale: int, *, half: bool, device: Device)
     return runner
 
 
-def _network(spec: ModelSpec, weights: Path) -> torch.nn.Module:
-    """The package's own network of a model, with our verified weights in it."""
+def _state(spec: Model, models_dir: Path, denoise_strength: float | None) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    state = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    if denoise_strength is not None:
+        return denoised_state(spec, denoise_strength, models_dir)
+    return {name: tensor.float() for name, tensor in load_file(require(spec, models_dir)).items()}
+
+
+def _network(spec: Model, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """The package's own network of a model, with our verified weights in it."""
     if spec.architecture == "RRDBNet":
         blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
         network = load("basicsr.archs.rrdbnet_arch").RRDBNet(

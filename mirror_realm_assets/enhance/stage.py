@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror_realm_assets.catalog.features import Finding
@@ -18,21 +19,30 @@ from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.services import Services
 from mirror_realm_assets.stages.stage import Result, Stage, finding_of
 from mirror_realm_assets.store import keys
-from mirror_realm_assets.weights.registry import spec
+from mirror_realm_assets.weights.added import find
+from mirror_realm_assets.weights.denoise import require_denoise
+from mirror_realm_assets.weights.fetch import require
 
 if TYPE_CHECKING:
-    from mirror_realm_assets.enhance.engines import Engine, EngineName
+    from mirror_realm_assets.enhance.engines import Engine
 
 CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
 
 
-def enhanced_images_stage(precision: str) -> Stage:
-    """The stage; `precision` is the setting, which changes results a little and so is part of the recipe."""
+def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
+    """The stage.
+
+    Args:
+        precision: the precision setting; it changes results a little, so it is part of the recipe.
+        models_dir: the models folder, which may come to hold models that no package carries; it is asked each time.
+    """
 
     def recipe(policy: SourcePolicy) -> Recipe | None:
         if not policy.enhance:
             return None
-        model = spec(policy.enhance_model, "enhance")
+        model = find(models_dir, policy.enhance_model, "enhance")
+        if not model.weights_sha256:
+            require(model, models_dir)  # says how to get them: a recipe names its weights
         params = {
             "model": model.name,
             "outscale": policy.enhance_outscale,
@@ -43,6 +53,10 @@ def enhanced_images_stage(precision: str) -> Stage:
             params["quality"] = policy.enhance_quality
         if policy.enhance_engine != "native":
             params["engine"] = policy.enhance_engine
+        if policy.enhance_denoise_strength is not None:
+            pair = find(models_dir, require_denoise(model, policy.enhance_denoise_strength), "enhance")
+            require(pair, models_dir)
+            params |= {"denoise_strength": policy.enhance_denoise_strength, "mixed_with": pair.weights_sha256}
         return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
 
     return Stage(
@@ -62,22 +76,31 @@ def enhanced_images_stage(precision: str) -> Stage:
     )
 
 
-def upscaler(services: Services, name: str, engine: EngineName = "native") -> Engine:
-    """The enhancement model called `name` in the hands of an engine, loaded once a process."""
+def upscaler(services: Services, policy: SourcePolicy) -> Engine:
+    """The enhancement model of a policy in the hands of its engine, loaded once a process."""
     from mirror_realm_assets.enhance.engines import open_engine
 
     s = services.settings
+    model = find(s.models_dir, policy.enhance_model, "enhance")
+    engine, strength = policy.enhance_engine, policy.enhance_denoise_strength
     return services.held(
-        f"upscaler/{engine}/{name}",
+        # With the digest: weights can be replaced under their name while a process runs.
+        f"upscaler/{engine}/{model.name}/{model.weights_sha256}/{strength}",
         lambda: open_engine(
-            engine, spec(name), s.models_dir, device=s.device, precision=s.precision, threads=s.threads
+            engine,
+            model,
+            s.models_dir,
+            device=s.device,
+            precision=s.precision,
+            threads=s.threads,
+            denoise_strength=strength,
         ),
     )
 
 
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     """One picture after the other; see `stages.stage.Run`."""
-    model = upscaler(context.services, context.policy.enhance_model, context.policy.enhance_engine)
+    model = upscaler(context.services, context.policy)
     context.used.update(model=model.name, device=model.device, precision=model.precision, pictures_at_once=1)
     for work in works:
         began = time.monotonic()

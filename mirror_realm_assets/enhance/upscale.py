@@ -20,6 +20,7 @@ from mirror_realm_assets.enhance.networks import Network
 from mirror_realm_assets.enhance.resizing import RowResizer, resized_rows
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO, SMALLEST_TILE, Tile, largest_tile, plan
 from mirror_realm_assets.errors import Failed, SetupError
+from mirror_realm_assets.weights.denoise import denoised_state
 from mirror_realm_assets.weights.fetch import require
 from mirror_realm_assets.weights.hardware import (
     Device,
@@ -32,7 +33,7 @@ from mirror_realm_assets.weights.hardware import (
     free_memory,
     release_memory,
 )
-from mirror_realm_assets.weights.registry import ModelSpec
+from mirror_realm_assets.weights.registry import Model
 
 # Peak memory of x4plus for each input pixel that it sees at once. Measured on a CPU: 9,000 at 320x320 and 12,600 at
 # 160x120 in fp32, 6,000 to 7,000 in bf16; fp16 on a GPU is reckoned as three maps of 64 channels at output size.
@@ -99,6 +100,7 @@ class Upscaler:
         device: setting; `auto` takes a GPU where there is one.
         precision: setting; see `weights.hardware.choose_precision`.
         threads: CPU threads of torch, for the whole process.
+        denoise_strength: see `weights.denoise`; only for a model that has a pair to be mixed with.
 
     Raises:
         SetupError: `weights_missing`, `weights_altered`, or `invalid_argument` for settings that this machine or
@@ -107,16 +109,18 @@ class Upscaler:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: Model,
         models_dir: Path,
         *,
         device: DeviceSetting = "auto",
         precision: PrecisionSetting = "auto",
         threads: int = 2,
+        denoise_strength: float | None = None,
     ) -> None:
         if spec.purpose != "enhance":
             raise SetupError("invalid_argument", f"{spec.name} does not enhance pictures.")
-        weights = require(spec, models_dir)
+        mixed = None if denoise_strength is None else denoised_state(spec, denoise_strength, models_dir)
+        weights = mixed or require(spec, models_dir)
         self._spec = spec
         self._device = choose_device(device)
         self._precision = choose_precision(precision, self._device, cpu_flags())
