@@ -12,6 +12,7 @@ import pytest
 
 from mirror_realm_assets.catalog.policy import parse_policy
 from mirror_realm_assets.enhance.engines import EngineName, open_engine
+from mirror_realm_assets.enhance.legacy import load
 from mirror_realm_assets.enhance.stage import enhanced_images_stage
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.weights.fetch import sha256_of
@@ -40,11 +41,12 @@ def pair(tmp_path: Path) -> Path:
     """A models folder with the pair that is mixed, with random weights of the real size."""
     import torch
     from safetensors.torch import save_file
-    from spandrel.architectures.Compact import SRVGGNetCompact
+
+    build = load("realesrgan.archs.srvgg_arch").SRVGGNetCompact
 
     for seed, model in enumerate((STRONG, WEAK)):
         torch.manual_seed(seed)
-        network = SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=32, upscale=4, act_type="prelu")
+        network = build(num_in_ch=3, num_out_ch=3, num_feat=64, num_conv=32, upscale=4, act_type="prelu")
         path = tmp_path / model.filename
         save_file({key: tensor * 0.5 for key, tensor in network.state_dict().items()}, path)
         record = {"form": 1, "source_sha256": model.source_sha256, "weights_sha256": sha256_of(path)}
