@@ -244,6 +244,24 @@ def of_pictures(conn: sa.Connection, source_id: int, paths: Collection[bytes]) -
     return [found[path] for path in sorted(found)]
 
 
+def by_picture(
+    conn: sa.Connection, source_id: int, paths: Collection[bytes]
+) -> dict[bytes, list[tuple[str, Mapping[str, Any]]]]:
+    """What the sidecars of each of these pictures say, with their kind; in the order of their own paths."""
+    keys: defaultdict[int, set[bytes]] = defaultdict(set)
+    for path in paths:
+        folder, name = companions.split(path)
+        for about in companions.abouts(name):
+            keys[companions.key(folder, *about)].add(path)
+    found: dict[bytes, dict[bytes, tuple[str, Mapping[str, Any]]]] = {}
+    for row in _by_key(conn, source_id, list(keys)):
+        path = bytes(row["path"])
+        for picture in keys[row["about_key"]]:
+            if row["facts"] and companions.belongs(path, picture):
+                found.setdefault(picture, {})[path] = (row["kind"], row["facts"])
+    return {picture: [said[path] for path in sorted(said)] for picture, said in found.items()}
+
+
 def _by_key(conn: sa.Connection, source_id: int, keys: Sequence[int]) -> Iterator[sa.RowMapping]:
     s = t.sidecars.c
     for start in range(0, len(keys), _CHUNK):
