@@ -96,13 +96,13 @@ class Template:
         name = "/".join([*folders, last])
         if len(name.encode()) <= _MAX_BYTES:
             return name
-        return "/".join([*folders[:1], f"{subject.digest}{_suffix_of(last)}"])
+        return "/".join([*folders[:1], f"{subject.digest}{suffix_of(last)}"])
 
 
 def with_digest(name: str, digest: str) -> str:
     """`name` for other bytes than those that have it: with the first eight digits of the digest before its suffix."""
     folder, slash, last = name.rpartition("/")
-    suffix = _suffix_of(last)
+    suffix = suffix_of(last)
     return f"{folder}{slash}{last.removesuffix(suffix)}-{digest[:8]}{suffix}"
 
 
@@ -162,12 +162,12 @@ def _part(text: str) -> str:
     safe = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", text)).lstrip(" ").rstrip(". ")
     if not safe or safe.startswith(".") or _RESERVED.fullmatch(safe):
         safe = f"_{safe}"  # no hidden files, no devices
-    suffix = _suffix_of(safe)
+    suffix = suffix_of(safe)
     room = _MAX_PART_BYTES - len(suffix.encode())
     return (safe.removesuffix(suffix).encode()[:room].decode(errors="ignore") + suffix).rstrip(". ")
 
 
-def _suffix_of(name: str) -> str:
+def suffix_of(name: str) -> str:
     """The suffix with its dot; a long one is none."""
     stem, dot, suffix = name.rpartition(".")
     return f"{dot}{suffix}" if stem and len(suffix.encode()) <= 16 else ""

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from mirror_realm_assets.archive.template import with_digest
+from mirror_realm_assets.archive.template import suffix_of, with_digest
 from mirror_realm_assets.export.sorting import Record, Scratch
 
 _FOLDERS = 10_000  # whose claims are remembered, so that most are made once
@@ -94,10 +94,8 @@ def _folders(name: str, known: OrderedDict[str, None]) -> Iterator[_Wish]:
 
 def _round(wishes: Iterable[_Wish], rename: Callable[[Claim], Claim], scratch: Scratch) -> Iterator[_Wish]:
     """Let everyone have what no one else wants, and send the others on to their next names."""
-    nameless: list[_Wish] = []
-    for _key, group in itertools.groupby(scratch.sorted(_records(wishes, nameless)), key=lambda record: record[0]):
+    for _key, group in itertools.groupby(scratch.sorted(_records(wishes)), key=lambda record: record[0]):
         yield from _of_one_name(group, rename)
-    yield from nameless
 
 
 def _of_one_name(group: Iterator[Record], rename: Callable[[Claim], Claim]) -> Iterator[_Wish]:
@@ -127,23 +125,17 @@ def _short(claim: Claim) -> Claim:
 def _long(claim: Claim) -> Claim:
     """The whole digest for a name, where eight digits of it were not enough."""
     folder, slash, last = (claim.name or "").rpartition("/")
-    whole = with_digest(last, claim.sha256)
-    suffix = last[len(last.rpartition(".")[0]) :] if whole.endswith(last[last.rfind(".") :]) and "." in last else ""
-    return claim._replace(name=f"{folder}{slash}{claim.sha256}{suffix}")
+    return claim._replace(name=f"{folder}{slash}{claim.sha256}{suffix_of(last)}")
 
 
 def _none(claim: Claim) -> Claim:
     return claim._replace(name=None)
 
 
-def _records(wishes: Iterable[_Wish], nameless: list[_Wish]) -> Iterator[Record]:
-    for wish in wishes:
-        if wish.claim.name is None:
-            nameless.append(wish)
-        else:
-            claim = wish.claim
-            # Sorted as text: the state, then the digest, then the rank.
-            yield key_of(claim.name), json.dumps([wish.state, claim.sha256, claim.rank, claim.name, claim.payload])
+def _records(wishes: Iterable[_Wish]) -> Iterator[Record]:
+    for state, claim in wishes:
+        # As text it sorts by state, then by digest, then by rank.
+        yield key_of(claim.name or ""), json.dumps([state, claim.sha256, claim.rank, claim.name, claim.payload])
 
 
 def _wish(payload: str) -> _Wish:
