@@ -67,38 +67,59 @@ def decision_of(line: str) -> Decision:
     return Decision(Act(act), wanted_of(wanted) if wanted else None, Entry(**old) if old else None, news)
 
 
-def decide(claims: Sequence[Entry], wanted: Wanted | None, is_meant: Callable[[Entry], bool], look: Look) -> Decision:
+@dataclass(frozen=True)
+class Claims:
+    """What is known to be ours under one name.
+
+    Attributes:
+        listed: what the manifest says.
+        unfinished: what a run that was ended says.
+    """
+
+    listed: Entry | None
+    unfinished: Sequence[Entry] = ()
+
+    @property
+    def all(self) -> list[Entry]:
+        """Both, the manifest's first."""
+        return [*([self.listed] if self.listed else []), *self.unfinished]
+
+
+def decide(claims: Claims, wanted: Wanted | None, is_meant: Callable[[Entry], bool], look: Look) -> Decision:
     """What to do about one name.
 
     Args:
-        claims: what the manifest, and a run that was ended, say about it; the manifest first.
+        claims: on it; at least one where nothing is wanted.
         wanted: what is to be there.
         is_meant: whether this run is about an entry's source and kind.
         look: at the folder.
     """
-    mine = next((claim for claim in claims if look.holds(claim)), None)
-    listed = bool(claims) and mine == claims[0]
+    mine = next((claim for claim in claims.all if look.holds(claim)), None)
     if wanted is None:
-        return _unwanted(claims, mine, listed, is_meant, look)
+        return _unwanted(claims, mine, is_meant, look)
     if mine is None:
-        if not look.exists(wanted.entry.name):
-            return Decision(Act.WRITE, wanted, None, news=bool(claims))
-        if not claims:
-            return Decision(Act.FOREIGN, wanted)
-        old = replace(claims[0], edited=True)
-        return Decision(Act.EDITED, wanted, old, news=old != claims[0])
+        return _not_mine(claims, wanted, look)
     if (mine.name, mine.sha256) != (wanted.entry.name, wanted.entry.sha256):
         return Decision(Act.WRITE, wanted, mine, news=True)
     kept = replace(wanted.entry, mtime_ns=mine.mtime_ns, link=mine.link)
-    return Decision(Act.SAME, wanted, kept, news=not listed or kept != mine)
+    return Decision(Act.SAME, wanted, kept, news=kept != claims.listed)
 
 
-def _unwanted(
-    claims: Sequence[Entry], mine: Entry | None, listed: bool, is_meant: Callable[[Entry], bool], look: Look
-) -> Decision:
-    if not is_meant(claims[0]):
-        return Decision(Act.CARRY, None, mine, news=not listed) if mine else Decision(Act.FORGET, news=True)
+def _not_mine(claims: Claims, wanted: Wanted, look: Look) -> Decision:
+    known = claims.all
+    if not look.exists(wanted.entry.name):
+        return Decision(Act.WRITE, wanted, None, news=claims.listed is not None)
+    if not known:
+        return Decision(Act.FOREIGN, wanted)
+    old = replace(known[0], edited=True)
+    return Decision(Act.EDITED, wanted, old, news=old != claims.listed)
+
+
+def _unwanted(claims: Claims, mine: Entry | None, is_meant: Callable[[Entry], bool], look: Look) -> Decision:
+    first = claims.all[0]
+    if not is_meant(first):
+        news = mine is None or mine != claims.listed
+        return Decision(Act.FORGET if mine is None else Act.CARRY, None, mine, news)
     if mine is not None:
         return Decision(Act.REMOVE, None, mine, news=True)
-    act = Act.LEAVE if look.exists(claims[0].name) else Act.FORGET
-    return Decision(act, None, claims[0], news=True)
+    return Decision(Act.LEAVE if look.exists(first.name) else Act.FORGET, None, first, news=True)

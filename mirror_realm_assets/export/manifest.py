@@ -53,15 +53,21 @@ class Manifest:
                     remedy="Export to another folder: what the other one exported would be removed here.",
                 )
 
-    def entries(self) -> Iterator[Entry]:
-        """What the manifest and an unfinished run name; a file may be named more than once.
+    def listed(self) -> Iterator[Entry]:
+        """What the manifest names.
 
         Raises:
             SetupError: `invalid_argument` when a line is none of ours.
         """
-        for path in (self.path, self._unfinished):
-            if path.is_file() and not path.is_symlink():
-                yield from _read(path)
+        yield from _read(self.path)
+
+    def unfinished(self) -> Iterator[Entry]:
+        """What an unfinished run was about to do, or had done; the same file may be named twice.
+
+        Raises:
+            SetupError: `invalid_argument` when a line is none of ours.
+        """
+        yield from _read(self._unfinished)
 
     @property
     def has_unfinished(self) -> bool:
@@ -121,6 +127,8 @@ class Manifest:
 
 
 def _read(path: Path) -> Iterator[Entry]:
+    if not os.path.lexists(path):
+        return
     with path.open(encoding="utf-8") as file:
         try:
             next(file)

@@ -63,7 +63,7 @@ def packet(values: Mapping[str, Any]) -> bytes:
     for tag, text in _plain(values).items():
         ET.SubElement(about, _name(tag)).text = _text(text)
     ET.indent(root)
-    return b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n" + ET.tostring(root, encoding="utf-8") + b"\n"
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="utf-8") + b"\n"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, str]:
