@@ -61,7 +61,7 @@ def settle(claims: Iterable[Claim], taken: Iterable[str], scratch: Scratch) -> I
         The claims with their names. Of those that want one name for equal bytes the first; one whose every name is
         taken has the name None, which somebody must have brought about.
     """
-    wishes = itertools.chain(_with_folders(claims), _fixed(taken))
+    wishes: Iterator[_Wish] = itertools.chain(_with_folders(claims), _fixed(taken))
     for rename in (_short, _long, _none):
         wishes = _round(wishes, rename, scratch)
     return (wish.claim for wish in wishes if wish.state != _FIXED)

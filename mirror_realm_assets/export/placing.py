@@ -93,7 +93,7 @@ class Folder:
             before = self.root / old.name
             if not self.holds(old):
                 raise Failed("name_taken", f"Somebody has changed {name} meanwhile.")
-            if old.name != name and os.path.lexists(target) and not os.path.samefile(before, target):
+            if old.name != name and os.path.lexists(target) and not before.samefile(target):
                 raise _taken(name)
             draft.replace(before)
             before.rename(target)
