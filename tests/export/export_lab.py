@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
 from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 
@@ -61,11 +60,6 @@ def stats(folder: Path) -> dict[str, tuple[int, int]]:
 
 def delete(lab: Lab, name: str) -> None:
     """The original is gone, and the ledger has taken note of it."""
-    os.unlink(os.path.join(os.fsencode(lab.folder), os.fsencode(name)))
+    (lab.folder / name).unlink()
     with lab.catalog.write() as conn:
         conn.execute(t.locations.update().where(t.locations.c.path == os.fsencode(name)).values(state="deleted"))
-
-
-def states(lab: Lab) -> set[str]:
-    with lab.catalog.read() as conn:
-        return set(conn.execute(sa.select(t.locations.c.state)).scalars())

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cheap_stages import cheap_stages
-from cli_export import invoke
+from click.testing import CliRunner, Result
 from export_lab import manifest, put, there, work
 from export_lab import run as export_run
 from lab import Lab
 from s3_server import S3Server
 
 from mirror_realm_assets import pipeline
-from mirror_realm_assets.resources.library import open_services
+from mirror_realm_assets.cli.main import cli
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
 
 
 @pytest.fixture
@@ -72,12 +75,12 @@ def test_a_folder_that_cannot_be_taken_is_one_sentence(home: Lab, tmp_path: Path
 def test_a_store_in_a_bucket_is_read_verified(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, client = f"store-{uuid.uuid4()}", s3_server.client()
-    made: Any = client
+    name = f"store-{uuid.uuid4()}"
+    made: Any = s3_server.client()
     made.create_bucket(Bucket=name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    extra = {"store_url": f"s3://{name}/of/us", "s3_endpoint_url": s3_server.url, "s3_region": "us-east-1"}
+    extra = {"configured_store_url": f"s3://{name}/of/us", "s3_endpoint_url": s3_server.url, "s3_region": "us-east-1"}
     lab = Lab(tmp_path / "home", tmp_path / "photos", extra=extra)
     try:
         lab.picture("a.png", 1)
@@ -94,10 +97,9 @@ def test_a_store_in_a_bucket_is_read_verified(
         for key in [entry.key for entry in lab.services.store.list("derived/enhanced_images")]:
             made.put_object(Bucket=name, Key=f"of/us/{key}", Body=b"rotten")
         for copy in (lab.home / "cache").rglob(sha256):
-            os.unlink(copy)
+            copy.unlink()
         outcome = export_run(lab, to)
         assert outcome.unchanged == 1 and [each.code for each in outcome.failed] == ["store_corrupt"]
         assert there(to) == {"demo/a.enhanced.jpg"}
     finally:
-        open_services(lab.settings)
         lab.close()
