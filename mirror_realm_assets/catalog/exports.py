@@ -124,5 +124,6 @@ def _made(conn: sa.Connection, feature: str, digests: Collection[str]) -> dict[s
     )
     found: dict[str, list[Made]] = {}
     for digest, recipe, output in conn.execute(query):
-        found.setdefault(digest, []).append(Made(recipe, output or {}))
+        if output and "key" in output:
+            found.setdefault(digest, []).append(Made(recipe, output))
     return found

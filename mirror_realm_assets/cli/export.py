@@ -17,7 +17,7 @@ from mirror_realm_assets.errors import SetupError
 
 if TYPE_CHECKING:
     from mirror_realm_assets.catalog.wants import Rule
-    from mirror_realm_assets.export.exporting import Outcome
+    from mirror_realm_assets.export.order import Outcome
     from mirror_realm_assets.settings import Settings
 
 _KINDS = {"enhanced": ("enhanced",), "originals": ("original",), "both": ("enhanced", "original")}
@@ -58,8 +58,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Enhanced pictures or originals in a folder, under readable names; again, it changes only what changed."""
-    from mirror_realm_assets.export.exporting import Order
     from mirror_realm_assets.export.exporting import export as run
+    from mirror_realm_assets.export.order import Order
     from mirror_realm_assets.export.selection import DEFAULT_TEMPLATE
 
     order = Order(
@@ -105,7 +105,7 @@ def _json(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
         "failures": outcome.failures,
         "failed": [
             {
-                "name": failure.entry.name,
+                "name": failure.entry.name or None,
                 "kind": failure.entry.kind,
                 "source": failure.entry.source,
                 "path": failure.entry.path,

@@ -34,8 +34,8 @@ class Look(Protocol):
     def exists(self, name: str) -> bool:
         """Whether anything has that name."""
 
-    def holds(self, entry: Entry) -> bool:
-        """Whether the file of an entry is there as it was written."""
+    def held(self, entry: Entry) -> Entry | None:
+        """An entry whose file is there as it was written, with the time that it has now; else None."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def decide(claims: Claims, wanted: Wanted | None, is_meant: Callable[[Entry], bo
         is_meant: whether this run is about an entry's source and kind.
         look: at the folder.
     """
-    mine = next((claim for claim in claims.all if look.holds(claim)), None)
+    mine = next((held for claim in claims.all if (held := look.held(claim))), None)
     if wanted is None:
         return _unwanted(claims, mine, is_meant, look)
     if mine is None:

@@ -14,99 +14,28 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from mirror_realm_assets.catalog import sources
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.wants import Rule
-from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
+from mirror_realm_assets.errors import Failed, SetupError, as_error
 from mirror_realm_assets.export import target
 from mirror_realm_assets.export.decisions import Act, Claims, Decision, decide, decision_of
-from mirror_realm_assets.export.entries import ENHANCED, Entry, Wanted, wanted_of
+from mirror_realm_assets.export.entries import Entry, Wanted, wanted_of
+from mirror_realm_assets.export.folder import WORK, Folder, told
 from mirror_realm_assets.export.manifest import Manifest
 from mirror_realm_assets.export.naming import key_of
-from mirror_realm_assets.export.placing import WORK, Folder, Link, Placer, told
-from mirror_realm_assets.export.selection import DEFAULT_TEMPLATE, Selection
+from mirror_realm_assets.export.order import Order, Outcome
+from mirror_realm_assets.export.placing import Placer
+from mirror_realm_assets.export.selection import Selection
 from mirror_realm_assets.export.sorting import Record, Scratch, Spool
 from mirror_realm_assets.stages.services import Services
 
-SHOWN = 1000
-"""So many of the files that were kept or failed are named one by one."""
 _REMEMBERED = 100_000  # files that could not be placed; with more of them nothing is removed
 _WANTED, _LISTED, _UNFINISHED = "0", "1", "2"
 _KEPT = {Act.EDITED: "edited", Act.LEAVE: "edited", Act.FOREIGN: "not_ours"}
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a person asks for.
-
-    Attributes:
-        folder: where to.
-        source: of one source, or None for all.
-        template: of the names.
-        kinds: `enhanced`, `original`, or both.
-        link: see `placing.Placer`.
-        dry_run: only say what would be done.
-        into_existing: whether other files may lie there.
-    """
-
-    folder: Path
-    source: str | None = None
-    template: str = DEFAULT_TEMPLATE
-    kinds: tuple[str, ...] = (ENHANCED,)
-    link: Link = "auto"
-    dry_run: bool = False
-    into_existing: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file that could not be exported."""
-
-    entry: Entry
-    code: str
-    reason: str
-
-
-@dataclass
-class Outcome:
-    """What a run did, or would do.
-
-    Attributes:
-        root: the folder.
-        written: files whose bytes were copied; of a dry run all that would be put in place.
-        linked: files that share their bytes with the store or an original.
-        unchanged: files that were as they should be.
-        removed: files that are not wanted any more.
-        kept: files that somebody changed, or that are not ours.
-        kept_files: the first of them, each with why.
-        failures: files that could not be exported.
-        failed: the first of them.
-    """
-
-    root: Path
-    written: int = 0
-    linked: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    kept: int = 0
-    kept_files: list[tuple[str, str]] = field(default_factory=list)
-    failures: int = 0
-    failed: list[Failure] = field(default_factory=list)
-
-    def keep(self, name: str, why: str) -> None:
-        """Count a file that is kept."""
-        self.kept += 1
-        if len(self.kept_files) < SHOWN:
-            self.kept_files.append((name, why))
-
-    def fail(self, entry: Entry, error: MirrorRealmError) -> None:
-        """Count a file that could not be exported."""
-        self.failures += 1
-        if len(self.failed) < SHOWN:
-            self.failed.append(Failure(entry, error.code, str(error)))
 
 
 def export(
@@ -231,7 +160,7 @@ class _Run:
     def _taken(self) -> Iterator[str]:
         """Names of files that other runs exported and this one is not about."""
         for entry in itertools.chain(self._manifest.listed(), self._manifest.unfinished()):
-            if not self._is_meant(entry) and self._folder.holds(entry):
+            if not self._is_meant(entry) and self._folder.held(entry) is not None:
                 yield entry.name
 
     def _is_meant(self, entry: Entry) -> bool:
@@ -275,7 +204,7 @@ class _Run:
         except Exception as error:
             self._failed(wanted.entry, error)
             self._not_placed(wanted)
-            if old is not None and self._folder.holds(old):
+            if old is not None and self._folder.held(old) is not None:
                 result.write(old.as_json())
             return
         result.write(entry.as_json())

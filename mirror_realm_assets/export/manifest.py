@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.export.entries import Entry, entry_of
-from mirror_realm_assets.export.placing import WORK, sync
+from mirror_realm_assets.export.folder import WORK, sync
 
 MANIFEST = "mirror-realm-export.jsonl"
 """Stands in every exported folder: a head, then a line for each file."""
@@ -69,11 +69,6 @@ class Manifest:
         """
         yield from _read(self._unfinished)
 
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether the last run was ended before it was done."""
-        return self._unfinished.exists()
-
     def begin(self, lines: Iterable[str]) -> None:
         """Make the work folder, with a record of what was ours and of what is about to be.
 
@@ -82,7 +77,10 @@ class Manifest:
 
         Raises:
             OSError: it cannot be written.
+            SetupError: `export_failed` when something else has the folder's name.
         """
+        if self._work.is_symlink():
+            raise SetupError("export_failed", f"{self._work} is a link.", remedy="Take it away.")
         self._work.mkdir(exist_ok=True)
         for draft in self._work.glob("*.part"):
             draft.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
+from mirror_realm_assets.export.folder import WORK
 from mirror_realm_assets.export.manifest import MANIFEST
-from mirror_realm_assets.export.placing import WORK
 from mirror_realm_assets.settings import Settings
 
 

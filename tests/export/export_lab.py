@@ -11,8 +11,9 @@ from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 
 from mirror_realm_assets.catalog import tables as t
-from mirror_realm_assets.export.exporting import Order, Outcome, export
+from mirror_realm_assets.export.exporting import export
 from mirror_realm_assets.export.manifest import MANIFEST
+from mirror_realm_assets.export.order import Order, Outcome
 from mirror_realm_assets.stages.lanes import pending_of
 
 

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.enhance.codec import encode
 from mirror_realm_assets.errors import MirrorRealmError, SetupError
 from mirror_realm_assets.export import exporting, placing
+from mirror_realm_assets.export.folder import WORK, Folder
 from mirror_realm_assets.export.manifest import MANIFEST, Manifest
-from mirror_realm_assets.export.placing import WORK, Placer
+from mirror_realm_assets.export.placing import Placer
 from mirror_realm_assets.ingest.sidecars import parse
 
 
@@ -123,6 +126,7 @@ def test_what_was_only_touched_or_copied_is_not_edited(lab: Lab, to: Path) -> No
     run(lab, to)
     os.utime(to / "demo/a.enhanced.jpg")
     assert counts(run(lab, to)) == {"unchanged": 1}
+    assert manifest(to)["demo/a.enhanced.jpg"]["mtime_ns"] == stats(to)["demo/a.enhanced.jpg"][1]  # read only once
     delete(lab, "a.png")
     assert counts(run(lab, to)) == {"removed": 1}
 
@@ -363,7 +367,7 @@ def test_a_killed_run_goes_on_and_its_manifest_never_lies(
         if step < 4:
             patched.setattr(Placer, "place", after(step, Placer.place))
         elif step < 6:
-            patched.setattr(placing.Folder, "remove", after(step - 4, placing.Folder.remove))
+            patched.setattr(Folder, "remove", after(step - 4, Folder.remove))
         elif step < 8:
             patched.setattr(Manifest, "write", after(step - 6, Manifest.write))
         else:
@@ -379,6 +383,47 @@ def test_a_killed_run_goes_on_and_its_manifest_never_lies(
     is_true(to)
     before = stats(to)
     assert counts(run(lab, to, template="{filename}")) == {"unchanged": 4} and stats(to) == before
+
+
+_DYING = """
+import os, sys
+from pathlib import Path
+from cheap_stages import cheap_stages
+from mirror_realm_assets.export import exporting, order
+from mirror_realm_assets.export.folder import Folder
+from mirror_realm_assets.resources.library import open_services
+from mirror_realm_assets.settings import Settings
+
+home, to = map(Path, sys.argv[1:])
+put, calls = Folder.put, []
+
+def dying(*args):
+    calls.append(put(*args))
+    if len(calls) == 2:
+        os.kill(os.getpid(), 9)
+
+Folder.put = dying
+settings = Settings.at(home, quiet_seconds=0)
+rule = next(stage.rule for stage in cheap_stages(settings) if stage.feature == "enhanced_images")
+exporting.export(open_services(settings), rule, order.Order(to))
+"""
+
+
+def test_a_process_that_is_killed_between_writing_and_the_manifest_has_lied_about_nothing(lab: Lab, to: Path) -> None:
+    for n in range(3):
+        lab.picture(f"{n}.png", n)
+    work(lab)
+    paths = [str(Path(exporting.__file__).parents[2]), str(Path(cheap_stages.__file__).parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", _DYING, lab.home, to], env=env, timeout=120, check=False)
+    assert done.returncode == -9
+    assert manifest(to) == {} and len(list((to / "demo").iterdir())) == 2
+    assert list((to / WORK).glob("*.part"))  # hard links share it until the draft's name is gone
+    before = stats(to / "demo")
+    outcome = run(lab, to)
+    assert (put(outcome), outcome.unchanged, outcome.kept) == (1, 2, 0)
+    assert before.items() <= stats(to / "demo").items() and not (to / WORK).exists()
+    is_true(to)
 
 
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(lab: Lab, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
