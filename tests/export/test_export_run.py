@@ -170,6 +170,30 @@ def test_files_of_one_name_have_the_same_names_whatever_came_first(lab: Lab, to:
     is_true(to)
 
 
+def test_a_name_that_changes_in_case_alone_is_followed(lab: Lab, to: Path) -> None:
+    lab.picture("A.png", 1)
+    work(lab)
+    run(lab, to)
+    (lab.folder / "A.png").rename(lab.folder / "a.png")
+    work(lab)
+    with lab.catalog.write() as conn:
+        conn.execute(t.locations.update().where(t.locations.c.path == b"A.png").values(state="deleted"))
+    assert put(run(lab, to)) == 1
+    assert there(to) == {"demo/a.enhanced.jpg"}
+    is_true(to)
+
+
+def test_a_folder_that_is_called_like_a_picture_keeps_its_name(lab: Lab, to: Path) -> None:
+    (lab.folder / "a.enhanced.jpg").mkdir()
+    lab.picture("a.enhanced.jpg/b.png", 1)
+    lab.picture("a.png", 2)
+    work(lab)
+    outcome = run(lab, to)
+    assert (put(outcome), outcome.failures) == (2, 0)
+    assert "demo/a.enhanced.jpg/b.enhanced.jpg" in there(to)
+    assert sum(name.startswith("demo/a.enhanced-") for name in there(to)) == 1
+
+
 def test_names_that_are_no_utf8_are_exported_and_told_without_loss(lab: Lab, to: Path) -> None:
     for n, name in enumerate((b"\xff.png", b"\xfe.png")):
         shutil.copy(lab.picture("tmp.png", n), os.fsencode(lab.folder) + b"/" + name)
