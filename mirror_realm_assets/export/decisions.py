@@ -34,7 +34,7 @@ class Look(Protocol):
     def exists(self, name: str) -> bool:
         """Whether anything has that name."""
 
-    def held(self, entry: Entry) -> Entry | None:
+    def held(self, entry: Entry, *, read: bool = False) -> Entry | None:
         """An entry whose file is there as it was written, with the time that it has now; else None."""
 
 
@@ -94,7 +94,9 @@ def decide(claims: Claims, wanted: Wanted | None, is_meant: Callable[[Entry], bo
         is_meant: whether this run is about an entry's source and kind.
         look: at the folder.
     """
-    mine = next((held for claim in claims.all if (held := look.held(claim))), None)
+    # Both versions of a file whose replacement was interrupted may have the same size and time.
+    read = len({claim.sha256 for claim in claims.all}) > 1
+    mine = next((held for claim in claims.all if (held := look.held(claim, read=read))), None)
     if wanted is None:
         return _unwanted(claims, mine, is_meant, look)
     if mine is None:
@@ -106,7 +108,7 @@ def decide(claims: Claims, wanted: Wanted | None, is_meant: Callable[[Entry], bo
 
 
 def _not_mine(claims: Claims, wanted: Wanted, look: Look) -> Decision:
-    known = claims.all
+    known = [claim for claim in claims.all if claim.name == wanted.entry.name]
     if not look.exists(wanted.entry.name):
         return Decision(Act.WRITE, wanted, None, news=claims.listed is not None)
     if not known:

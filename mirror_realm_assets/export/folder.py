@@ -42,11 +42,15 @@ class Folder:
         """Whether anything has that name, or one of its folders is none."""
         return self._leads_elsewhere(name) or os.path.lexists(self.root / name)
 
-    def held(self, entry: Entry) -> Entry | None:
+    def held(self, entry: Entry, *, read: bool = False) -> Entry | None:
         """An entry whose file is there and has its bytes, with the time that it has now; else None.
 
         Size and time of writing tell it. Only where the time differs the bytes are read: a copied folder has other
         times, and the store sets those of its objects.
+
+        Args:
+            entry: what it should be.
+            read: whether the bytes are read in any case.
         """
         path = self.root / entry.name
         if self._leads_elsewhere(entry.name):
@@ -55,7 +59,7 @@ class Folder:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
                 return None
-            if found.st_mtime_ns != entry.mtime_ns and digest_of(path) != entry.sha256:
+            if (read or found.st_mtime_ns != entry.mtime_ns) and digest_of(path) != entry.sha256:
                 return None
         except OSError:
             return None
