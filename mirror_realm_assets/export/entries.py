@@ -127,11 +127,6 @@ def path_fields(path: bytes) -> tuple[str, str | None]:
     return display_path(path), None
 
 
-def path_of(entry: Entry) -> bytes:
-    """The original's path as raw bytes."""
-    return base64.b64decode(entry.path_b64) if entry.path_b64 else entry.path.encode()
-
-
 def _check_name(name: str) -> None:
     """Files are removed by these names."""
     for part in name.split("/"):

@@ -1,4 +1,4 @@
-"""Making one exported file: linked, with shared blocks, or copied; there whole and verified, or not at all.
+"""Making one exported file: linked, cloned, or copied; there whole and verified, or not at all.
 
 What belongs here: where its bytes come from and how. What does not: names and folders (`folder`), and what is to be
 done with which (`decisions`).
@@ -108,7 +108,7 @@ class Placer:
         return "copy"
 
     def _original_cloned(self, draft: Path, digest: str) -> bool:
-        """Whether the blocks of the original itself could be shared: reading verified makes a private copy."""
+        """Whether the original itself could be cloned: reading verified makes a private copy."""
         with self._services.catalog.read() as conn:
             places, _stored = media.places(conn, digest)
         for place in places:

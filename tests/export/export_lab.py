@@ -39,7 +39,7 @@ def counts(outcome: Outcome) -> dict[str, int]:
 
 
 def put(outcome: Outcome) -> int:
-    """Files put in place; whether blocks are shared depends on the disk of the tests."""
+    """Files put in place; whether they are clones depends on the disk of the tests."""
     return outcome.written + outcome.linked
 
 

@@ -240,7 +240,9 @@ def test_by_default_editing_an_exported_file_leaves_the_store_alone(lab: Lab, to
     assert len(lab.services.store.read(key, line["sha256"])) == line["bytes"]
 
 
-def test_blocks_are_shared_where_the_file_system_can(lab: Lab, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_clones_where_the_file_system_can_make_them(
+    lab: Lab, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.picture("a.png", 1)
     work(lab)
 
