@@ -166,6 +166,8 @@ REASONS: dict[str, Reason] = _reasons(
     ("catalog_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check the database with `mirror-realm doctor`."),
     ("archive_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check that the archive can be reached and written to; the work goes on by itself."),
     ("enhancement_failed", _E.INVALID_ARGUMENT, _B.DEPENDENCY_FAILURE, False, "The original is archived; see why its enhancement failed, then `mirror-realm retry`."),
+    ("export_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check that the folder can be written to, then run `mirror-realm export` again; it goes on where it stopped."),
+    ("name_taken", _E.INVALID_ARGUMENT, _B.INVALID_ARGUMENT, False, "Move away what has the name, or choose another --template."),
     ("not_verified", _E.INTERNAL_ERROR, _B.INTERNAL, False, "The written result could not be read back; see the run's log."),
     ("model_failed", _E.INTERNAL_ERROR, _B.INTERNAL, False, "See the run's log; then `mirror-realm retry`."),
     ("deadline_exceeded", _E.DEADLINE_EXCEEDED, _B.NODE_EXECUTION_TIMEOUT, False, "Ask again with a later deadline."),

@@ -157,7 +157,7 @@ class FolderArchive:
                 raise Failed("not_verified", "The archived file reads back other bytes than were written.")
             os.utime(draft, ns=(facts.mtime_ns, facts.mtime_ns))
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not _rename_if_new(draft, target):
+            if not rename_if_new(draft, target):
                 return False
             for folder in [target.parent, *target.parent.parents]:
                 _sync(folder)
@@ -292,7 +292,7 @@ def _is_there(path: Path, facts: Facts) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == facts.sha256
 
 
-def _rename_if_new(draft: Path, target: Path) -> bool:
+def rename_if_new(draft: Path, target: Path) -> bool:
     """Give a draft its name; where there are no hard links somebody could take it in the moment after the look."""
     try:
         os.link(draft, target, follow_symlinks=False)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -14,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import sqlalchemy as sa
 
 from mirror_realm_assets.archive.places import Archive, BucketArchive, Facts, FolderArchive
-from mirror_realm_assets.archive.template import Subject, Template
+from mirror_realm_assets.archive.template import Subject, Template, when
 from mirror_realm_assets.catalog import features, media
 from mirror_realm_assets.catalog.features import FeatureKey, Finding
 from mirror_realm_assets.catalog.items import Work
@@ -142,7 +141,7 @@ def _archive(work: Work, context: StageContext, archive: Archive, template: Temp
         path, mtime_ns = _place(conn, work, digest)
         mime, taken_at = media.facts(conn, digest)
         enhanced = _enhanced(conn, work, context) if policy.archive_what != "originals" else None
-    subject = Subject(os.fsdecode(path.rpartition(b"/")[2]), digest, _when(taken_at, mtime_ns))
+    subject = Subject(os.fsdecode(path.rpartition(b"/")[2]), digest, when(taken_at, mtime_ns))
     output: dict[str, Any] = {}
     about = {"processed-by": "mirror-realm"}
     if taken_at:
@@ -201,13 +200,3 @@ def _place(conn: sa.Connection, work: Work, digest: str) -> tuple[bytes, int]:
         return work.subject.path, work.subject.mtime_ns
     places, _stored = media.places(conn, digest)
     return (places[0].path if places else digest.encode()), 0
-
-
-def _when(taken_at: str | None, mtime_ns: int) -> datetime:
-    """When it was taken, as the camera's clock said; else when it was last written, in UTC."""
-    if taken_at:
-        try:
-            return datetime.fromisoformat(taken_at)
-        except ValueError:
-            pass  # a camera wrote no date
-    return datetime.fromtimestamp(mtime_ns / 1e9, UTC)

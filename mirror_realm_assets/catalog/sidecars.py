@@ -217,11 +217,7 @@ def values_of(
     conn: sa.Connection, source_id: int, paths: Collection[bytes]
 ) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
     """Each of these pictures' paths with what one of its sidecars says."""
-    keys: defaultdict[int, set[bytes]] = defaultdict(set)
-    for path in paths:
-        folder, name = companions.split(path)
-        for about in companions.abouts(name):
-            keys[companions.key(folder, *about)].add(path)
+    keys = _keys_of(paths)
     for row in _by_key(conn, source_id, list(keys)):
         for picture in keys[row["about_key"]]:
             if row["facts"] and companions.belongs(bytes(row["path"]), picture):
@@ -230,11 +226,7 @@ def values_of(
 
 def of_pictures(conn: sa.Connection, source_id: int, paths: Collection[bytes]) -> list[Sidecar]:
     """The sidecars of the pictures at these paths of a source, in the order of their own paths."""
-    keys: defaultdict[int, set[bytes]] = defaultdict(set)
-    for path in paths:
-        folder, name = companions.split(path)
-        for about in companions.abouts(name):
-            keys[companions.key(folder, *about)].add(path)
+    keys = _keys_of(paths)
     found = {}
     for row in _by_key(conn, source_id, list(keys)):
         path = bytes(row["path"])
@@ -242,6 +234,30 @@ def of_pictures(conn: sa.Connection, source_id: int, paths: Collection[bytes]) -
             facts = ("kind", "state", "code", "reason", "read_at")
             found[path] = Sidecar(path=path, values=row["facts"] or {}, **{name: row[name] for name in facts})
     return [found[path] for path in sorted(found)]
+
+
+def by_picture(
+    conn: sa.Connection, source_id: int, paths: Collection[bytes]
+) -> dict[bytes, list[tuple[str, Mapping[str, Any]]]]:
+    """What the sidecars of each of these pictures say, with their kind; in the order of their own paths."""
+    keys = _keys_of(paths)
+    found: dict[bytes, dict[bytes, tuple[str, Mapping[str, Any]]]] = {}
+    for row in _by_key(conn, source_id, list(keys)):
+        path = bytes(row["path"])
+        for picture in keys[row["about_key"]]:
+            if row["facts"] and companions.belongs(path, picture):
+                found.setdefault(picture, {})[path] = (row["kind"], row["facts"])
+    return {picture: [said[path] for path in sorted(said)] for picture, said in found.items()}
+
+
+def _keys_of(paths: Collection[bytes]) -> dict[int, set[bytes]]:
+    """The pictures among these that a sidecar with a key may be about."""
+    keys: defaultdict[int, set[bytes]] = defaultdict(set)
+    for path in paths:
+        folder, name = companions.split(path)
+        for about in companions.abouts(name):
+            keys[companions.key(folder, *about)].add(path)
+    return keys
 
 
 def _by_key(conn: sa.Connection, source_id: int, keys: Sequence[int]) -> Iterator[sa.RowMapping]:

@@ -10,6 +10,7 @@ import click
 
 from mirror_realm_assets.cli import (
     duplicates,
+    export,
     history,
     look,
     migrate,
@@ -70,7 +71,7 @@ def cli() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
-for module in (setup, sources, work, look, history, duplicates, search, models, picture, prune, migrate, serve):
+for module in (setup, sources, work, look, history, duplicates, search, models, picture, export, prune, migrate, serve):
     for command in module.COMMANDS:
         cli.add_command(command)
 
