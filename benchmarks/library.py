@@ -58,7 +58,7 @@ def library(
     home: Path, folder: Path, *, catalog_url: str | None = None, options: Mapping[str, str] | None = None
 ) -> Iterator[Library]:
     """A new library over a folder, closed at the end; its catalog is in the home unless another is named."""
-    settings = Settings.at(home, quiet_seconds=0, **({"catalog_url": catalog_url} if catalog_url else {}))
+    settings = Settings.at(home, quiet_seconds=0, **({"configured_catalog_url": catalog_url} if catalog_url else {}))
     installation.install(settings)
     catalog = Catalog(settings.catalog_url)
     catalog.migrate()
