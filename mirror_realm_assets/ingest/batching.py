@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import batches, files, leases, sources, sweep, texts, workers
+from mirror_realm_assets.catalog import batches, files, leases, sources, statistics, sweep, texts, workers
 from mirror_realm_assets.catalog.batches import Batch, NewItem
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.forming import BatchLimits, Candidate, cut
@@ -96,6 +96,8 @@ def form_batches(
             formed.drained += drained
             if drained < files.DRAIN:
                 break
+        if formed.drained:
+            statistics.refresh(catalog)
         with catalog.read() as conn:
             at = now(conn)
             active = [

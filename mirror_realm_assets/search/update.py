@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror_realm_assets.catalog import sources, switching
+from mirror_realm_assets.catalog import sources, statistics, switching
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import clean_reason
@@ -33,6 +33,7 @@ def update_index(
         LeaseLost: another worker does it.
         Failed: a shard cannot be read.
     """
+    statistics.refresh(services.catalog)
     with services.catalog.read() as conn:
         source = sources.get(conn, name)
     recipe = next(stage for stage in stages if stage.feature == "embeddings").recipe(source.policy)

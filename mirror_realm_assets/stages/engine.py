@@ -16,7 +16,7 @@ from contextlib import closing
 import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import batches as batch_rows
-from mirror_realm_assets.catalog import features, files, intents, items, leases, media, sources, workers
+from mirror_realm_assets.catalog import features, files, intents, items, leases, media, sources, statistics, workers
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import Finding
 from mirror_realm_assets.catalog.items import RAW, Work
@@ -339,6 +339,8 @@ class _Run:
             works = self._settle(conn)
             point("settle.before_commit")
         point("settle.after_commit")
+        if self.report.done:
+            statistics.refresh(self.catalog)
         self.report.open_items = len({work.item_id for work in works if work.feature == self.stage.feature})
 
     def _leave(self) -> None:
