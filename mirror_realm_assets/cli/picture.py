@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mirror_realm_assets.cli.output import emit, human_seconds, json_option, safe, say, show
-from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ def enhance(
     as_json: bool,
 ) -> None:
     """Enlarge the picture IN into the file OUT (.png, .jpg, .webp or .tif)."""
-    if faces:
-        raise SetupError("invalid_argument", "Restoring faces is not there yet.", remedy="Leave --faces out.")
     from mirror_realm_assets.enhance.picture import enhance_file
 
     made = enhance_file(
@@ -62,6 +59,7 @@ def enhance(
         precision=precision,
         engine=engine,
         denoise_strength=denoise_strength,
+        faces=faces,
         force=force,
         on_progress=_Teller().tell,
     )

@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.enhance.codec import SUFFIXES, PictureFormat, Style, encode_rows, probe_file, require_size
 from mirror_realm_assets.enhance.engines import Engine, EngineName, open_engine
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
+from mirror_realm_assets.enhance.faces import FaceRestorer, open_restorer, rows_with_faces
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.enhance.upscale import Tiles
 from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
@@ -81,6 +83,7 @@ def enhance_file(
     precision: PrecisionSetting | None = None,
     engine: EngineName = "native",
     denoise_strength: float | None = None,
+    faces: bool = False,
     force: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Enhanced:
@@ -96,6 +99,7 @@ def enhance_file(
         precision: replaces that of the settings.
         engine: whose hands the model is in.
         denoise_strength: 0 keeps noise, 1 takes it away; only of models that have a pair to be mixed with.
+        faces: whether faces are restored, by the model and with the weight that a source has by default.
         force: whether an existing file may be replaced. The original never is, under whatever name.
         on_progress: called before the first tile and after each.
 
@@ -117,18 +121,32 @@ def enhance_file(
     height, width = still.pixels.shape[:2]
     _require_fit(file_format, width, height, outscale or chosen.scale or 1)
     style = Style(file_format, icc=still.icc, exif=still.exif)
-    with open_engine(
-        engine,
-        chosen,
-        settings.models_dir,
-        device=settings.device,
-        precision=precision or settings.precision,
-        threads=settings.threads,
-        denoise_strength=denoise_strength,
-    ) as network:
+    with contextlib.ExitStack() as opened:
+        restorer = opened.enter_context(_restorer(settings)) if faces else None
+        network = opened.enter_context(
+            open_engine(
+                engine,
+                chosen,
+                settings.models_dir,
+                device=settings.device,
+                precision=precision or settings.precision,
+                threads=settings.threads,
+                denoise_strength=denoise_strength,
+            )
+        )
         size = network.output_size(height, width, outscale)
         watch = _Watch(network, height * width, on_progress)
-        rows = network.strips(still.pixels, tile=tile, outscale=outscale, on_progress=watch)
+        rows: Iterable[Pixels] = network.strips(still.pixels, tile=tile, outscale=outscale, on_progress=watch)
+        if restorer is not None:
+            usual = SourcePolicy()
+            rows = rows_with_faces(
+                rows,
+                restorer,
+                still.pixels,
+                size,
+                weight=usual.enhance_faces_weight,
+                min_size=usual.enhance_faces_min_size,
+            )
         _write(rows, size, style, source, target, force)
     return Enhanced(
         seconds=round(time.monotonic() - began, 3),
@@ -137,6 +155,12 @@ def enhance_file(
         tiles=watch.tiles,
         model=network.name,
         precision=network.precision,
+    )
+
+
+def _restorer(settings: Settings) -> FaceRestorer:
+    return open_restorer(
+        SourcePolicy().enhance_faces_model, settings.models_dir, device=settings.device, threads=settings.threads
     )
 
 

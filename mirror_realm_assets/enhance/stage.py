@@ -22,10 +22,14 @@ from mirror_realm_assets.store import keys
 from mirror_realm_assets.weights.added import find
 from mirror_realm_assets.weights.denoise import require_denoise
 from mirror_realm_assets.weights.fetch import require
+from mirror_realm_assets.weights.registry import spec
 
 if TYPE_CHECKING:
     from mirror_realm_assets.enhance.engines import Engine
+    from mirror_realm_assets.enhance.faces import FaceRestorer
+    from mirror_realm_assets.enhance.layers import Pixels
 
+DETECTOR = "mtcnn"
 CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
 
 
@@ -57,6 +61,17 @@ def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
             pair = find(models_dir, require_denoise(model, policy.enhance_denoise_strength), "enhance")
             require(pair, models_dir)
             params |= {"denoise_strength": policy.enhance_denoise_strength, "mixed_with": pair.weights_sha256}
+        if policy.enhance_faces:
+            faces = find(models_dir, policy.enhance_faces_model, "restore")
+            if not faces.weights_sha256:
+                require(faces, models_dir)
+            params["faces"] = {
+                "model": faces.name,
+                "weights": faces.weights_sha256,
+                "detector": spec(DETECTOR).weights_sha256,
+                "weight": policy.enhance_faces_weight,
+                "min_size": policy.enhance_faces_min_size,
+            }
         return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
 
     return Stage(
@@ -98,6 +113,18 @@ def upscaler(services: Services, policy: SourcePolicy) -> Engine:
     )
 
 
+def restorer(services: Services, policy: SourcePolicy) -> FaceRestorer:
+    """The face model of a policy, loaded once a process, at the first picture that asks for it."""
+    from mirror_realm_assets.enhance.faces import open_restorer
+
+    s = services.settings
+    digest = find(s.models_dir, policy.enhance_faces_model, "restore").weights_sha256
+    return services.held(
+        f"restorer/{policy.enhance_faces_model}/{digest}",
+        lambda: open_restorer(policy.enhance_faces_model, s.models_dir, device=s.device, threads=s.threads),
+    )
+
+
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     """One picture after the other; see `stages.stage.Run`."""
     model = upscaler(context.services, context.policy)
@@ -114,6 +141,7 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
 
 def _enhance(work: Work, model: Engine, context: StageContext, began: float) -> Result:
     from mirror_realm_assets.enhance.codec import SUFFIXES, Style, encode_rows, probe_file, small
+    from mirror_realm_assets.enhance.faces import rows_with_faces
 
     if work.subject.digest is None or work.recipe is None:
         raise Failed("internal", "An unread picture was to be enhanced.")
@@ -124,7 +152,18 @@ def _enhance(work: Work, model: Engine, context: StageContext, began: float) -> 
     policy = context.policy
     style = Style(policy.enhance_format, policy.enhance_quality, still.icc, still.exif)
     height, width = model.output_size(still.pixels.shape[0], still.pixels.shape[1], policy.enhance_outscale)
-    rows = model.strips(still.pixels, outscale=policy.enhance_outscale, between_tiles=context.checkpoint)
+    rows: Iterable[Pixels] = model.strips(
+        still.pixels, outscale=policy.enhance_outscale, between_tiles=context.checkpoint
+    )
+    if policy.enhance_faces:
+        rows = rows_with_faces(
+            rows,
+            restorer(context.services, policy),
+            still.pixels,
+            (height, width),
+            weight=policy.enhance_faces_weight,
+            min_size=policy.enhance_faces_min_size,
+        )
     suffix = SUFFIXES[policy.enhance_format]
     key = keys.derived_key("enhanced_images", work.key.image_digest, work.subject.part, work.recipe.digest, suffix)
     folder = context.services.scratch()

@@ -295,7 +295,7 @@ def test_missing_and_altered_weights_are_one_sentence_with_the_remedy(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["out.png", "--faces"], "not there yet"),
+        (["out.png", "--faces"], "The weights of gfpgan-v1.4 are missing"),
         (["out.png", "--outscale", "nan"], "outscale must be above 0"),
         (["out.png", "--outscale", "9"], "outscale must be above 0 and at most 8"),
         (["out.png", "--model", "nope"], "There is no model 'nope'"),
