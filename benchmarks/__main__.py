@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, known, latency, moved, production, scan, ui
+from benchmarks import corrupt, engine, enhance, known, latency, moved, production, quality, scan, ui
 
 ALL = {
     "corrupt": corrupt.main,
     "engine": engine.main,
+    "enhance": enhance.main,
     "known": known.main,
     "latency": latency.main,
     "moved": moved.main,
     "production": production.main,
+    "quality": quality.main,
     "scan": scan.main,
     "ui": ui.main,
 }

@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     quiet_seconds: float = Field(default=2.0, ge=0, description="A file rests this long before it is taken.")
     slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")
 
+    index_backlog_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="While more than 500 files of a source wait for the search lane, its index is published this often "
+        "and no more: each round starts a process and reads what is pending.",
+    )
+
     # Live partition keys of batches; Dagster's UI and automation suffer from about 10,000.
     prune_above: int = Field(
         default=9000, ge=1, le=100_000, description="With more live batches the oldest finished ones are retired."

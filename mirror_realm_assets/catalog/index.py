@@ -16,6 +16,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from mirror_realm_assets.catalog import intents, leases
 from mirror_realm_assets.catalog import tables as t
@@ -350,10 +352,31 @@ def shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Seque
     return (
         sa.select(sa.literal(1))
         .select_from(t.parts.join(t.media, m.content_id == p.content_id).join(t.locations, l.media_id == m.id))
-        # `+ 0` keeps planners without statistics from starting at all media of a source for every single picture.
-        .where(p.image_digest == image_digest, p.part == part, (m.source_id + 0).in_(source_ids), l.state.in_(states))
+        .where(p.image_digest == image_digest, p.part == part, _Late(m.source_id).in_(source_ids), l.state.in_(states))
         .exists()
     )
+
+
+class _Late(FunctionElement[int]):
+    """A column that SQLite's planner, which has no statistics, must not start from.
+
+    Else it looks at all media of a source for every single picture. PostgreSQL has statistics, and joins large tables
+    at once if nobody hides the column from it.
+    """
+
+    name = "late"
+    inherit_cache = True
+    type = t.BigInt
+
+
+@compiles(_Late)
+def _plain(element: _Late, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+@compiles(_Late, "sqlite")
+def _hidden(element: _Late, compiler: Any, **options: Any) -> str:
+    return f"{compiler.process(element.clauses, **options)} + 0"
 
 
 def lease_name(source: str, recipe: str) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from mirror_realm_assets.catalog import features
@@ -32,6 +33,9 @@ from mirror_realm_assets.store.interface import StoredObject
 CODE_VERSION = "1"
 _PROXY_VERSION = "1"
 _ASIDE_SECONDS = 2.0
+# Proxies that are stored at once. To a bucket each takes several answers over the network, during which the next file
+# is read and decoded.
+_STORING = 4
 
 
 def proxy_version(settings: Settings) -> str:
@@ -79,7 +83,7 @@ class _Decoding:
 
 
 def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
-    """Read ahead in a thread, decode in the sandbox, write the proxy; see `stages.stage.Run`.
+    """Read ahead in a thread, decode in the sandbox, write proxies in others; see `stages.stage.Run`.
 
     A file that is not decoded after two seconds is put aside, and the others go on meanwhile.
     """
@@ -92,7 +96,12 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
             return _Read(original, stack.pop_all())
 
     aside: list[_Decoding] = []
-    with contextlib.ExitStack() as unfinished, Decoders(context.services) as decoders:
+    storing: deque[Future[Result]] = deque()
+    with (
+        contextlib.ExitStack() as unfinished,
+        Decoders(context.services) as decoders,
+        ThreadPoolExecutor(_STORING, "store") as pool,
+    ):
         for work, found in read_ahead(works, read, threads=1):
             began = time.monotonic()
             if isinstance(found, Exception):
@@ -108,9 +117,16 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
                 yield one
             for finished in [each for each in aside if each.future.done()] or aside[: max(0, len(aside) - ASIDE)]:
                 aside.remove(finished)
-                yield _finish(finished, context)
-        for one in aside:
-            yield _finish(one, context)
+                storing.append(pool.submit(_finish, finished, context))
+            yield from _stored(storing, waiting=2 * _STORING)
+        storing.extend(pool.submit(_finish, one, context) for one in aside)
+        yield from _stored(storing, waiting=0)
+
+
+def _stored(storing: deque[Future[Result]], *, waiting: int) -> Iterator[Result]:
+    """What is stored, in order, until at most so many are being stored."""
+    while storing and (storing[0].done() or len(storing) > waiting):
+        yield storing.popleft().result()
 
 
 def _original(work: Work, context: StageContext, pace: Pace | None) -> contextlib.AbstractContextManager[Original]:
@@ -267,14 +283,7 @@ def _write_proxies(
     for number, part in enumerate(decoded.parts):
         key = keys.derived_key("raw_media", part.image_digest, number, work.recipe.digest, "jpg")
         stored, ids = context.publish_once(key, part.proxy)
-        _verify(context, stored)
         objects.append(("proxy", stored))
         intents.extend(ids)
         proxies.append(stored)
     return proxies
-
-
-def _verify(context: StageContext, stored: StoredObject) -> None:
-    entry = context.services.store.head(stored.key)
-    if entry is None or entry.size != stored.size:
-        raise Failed("not_verified", "A proxy is not in the store after it was written.")

@@ -6,11 +6,13 @@ storm of failing runs is prevented by counting each request as a failure until t
 """
 
 import time
+from datetime import timedelta
 
 import dagster as dg
+import sqlalchemy as sa
 
 from mirror_realm_assets.assets.factory import StageList
-from mirror_realm_assets.catalog import index, sources
+from mirror_realm_assets.catalog import batches, index, sources
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
@@ -20,8 +22,10 @@ from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.sensors.lanes import active_partitions
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.stage import lane_features
 
 _RUNTIME_SECONDS = 3600
+_BACKLOG_ITEMS = 2 * 500  # a file of the search lane is two items
 # What is gone from the folders is never shown by a search, so it may lie in an index for a while: looking for it costs
 # 0.7 s on 45,000 vectors, too much for every tick.
 _STALE_SECONDS = 300.0
@@ -77,6 +81,15 @@ def index_tags(source: str, by: str) -> dict[str, str]:
     }
 
 
+def _is_filling(conn: sa.Connection, source: Source, recipe: str, settings: Settings, stages: StageList) -> bool:
+    """Whether a large backlog is under way and the index was published a moment ago."""
+    published = index.manifest(conn, source.id, recipe)
+    if published is None or now(conn) - published.published_at >= timedelta(seconds=settings.index_backlog_seconds):
+        return False
+    waiting = batches.pending(conn, "search", lane_features(stages(settings), "search"), source_id=source.id)
+    return sum(batch.open_items for batch in waiting) > _BACKLOG_ITEMS
+
+
 def due_sources(
     services: Services, settings: Settings, stages: StageList, *, look_for_stale: bool = True
 ) -> tuple[list[Source], list[str]]:
@@ -100,6 +113,9 @@ def due_sources(
             if source.index_next_at is not None and source.index_next_at > at:
                 seconds = (source.index_next_at - at).total_seconds()
                 waiting.append(f"{source.name} waits {seconds:.0f} s after {source.index_attempts} tries")
+                continue
+            if _is_filling(conn, source, recipe.digest, settings, stages):
+                waiting.append(f"{source.name} was published a moment ago, and many of its files are still to come")
                 continue
             due.append(source)
     return due, waiting

@@ -131,11 +131,12 @@ class StageContext:
         """As `publish`, unless the object is there, whole, and named by a row already: then that one is returned.
 
         For keys that several files share, as copies of a picture with other metadata share a proxy. Another release of
-        an encoder may write other bytes for the same picture, under which the first file would not find its own.
+        an encoder may write other bytes for the same picture, under which the first file would not find its own. The
+        stages that follow read it soon.
         """
         with self.writer.writing([key]) as written:
             kept = self._kept(key)
-            return kept or written.put(key, data), list(written.intent_ids)
+            return kept or written.put(key, data, soon_read=True), list(written.intent_ids)
 
     def _kept(self, key: str) -> StoredObject | None:
         with self.services.catalog.read() as conn:

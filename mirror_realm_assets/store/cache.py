@@ -55,6 +55,12 @@ class DiskCache:
         with self._held(sha256) or self._fetched(sha256, fetch) as file:
             yield file
 
+    def keep(self, sha256: str, data: bytes) -> None:
+        """Have a copy here of bytes with this digest, which somebody will ask for soon; or not, where that fails."""
+        if not self.path(sha256).exists():
+            with suppress(OSError):
+                self._fetched(sha256, lambda file: file.write(data)).close()
+
     def path(self, sha256: str) -> Path:
         """Where a copy lies, if there is one."""
         return self.folder / sha256[:2] / sha256
@@ -78,7 +84,7 @@ class DiskCache:
             os.utime(self.path(sha256))  # used now: the oldest is evicted first
         return file
 
-    def _fetched(self, sha256: str, fetch: Callable[[BinaryIO], None]) -> BinaryIO:
+    def _fetched(self, sha256: str, fetch: Callable[[BinaryIO], object]) -> BinaryIO:
         place = self.path(sha256)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = place.parent / f"{secrets.token_hex(12)}{_DRAFT}"

@@ -53,10 +53,15 @@ class Store(Protocol):
         """Identity of this store, made when it was first opened."""
         ...
 
-    def put(self, key: str, data: bytes) -> StoredObject:
+    def put(self, key: str, data: bytes, *, soon_read: bool = False) -> StoredObject:
         """Publish `data` under `key`, atomically and durably: a reader sees all of it or what was there before.
 
         The same bytes again change nothing; other bytes replace the old ones.
+
+        Args:
+            key: the object's key.
+            data: its bytes.
+            soon_read: whether this machine will read it soon: a remote store keeps a copy here.
 
         Raises:
             ValueError: also when `key` contains the digest of its bytes and `data` has another.

@@ -60,7 +60,7 @@ class LocalStore:
         """Identity of this store."""
         return self._id
 
-    def put(self, key: str, data: bytes) -> StoredObject:
+    def put(self, key: str, data: bytes, *, soon_read: bool = False) -> StoredObject:
         """See `Store.put`."""
         made = StoredObject(key, hashlib.sha256(data).hexdigest(), len(data))
         if keys.content_digest(key) not in (None, made.sha256):

@@ -26,7 +26,7 @@ from mirror_realm_assets.store.cache import DiskCache
 from mirror_realm_assets.store.faults import CHUNK, chunks_of, compare, unreadable
 from mirror_realm_assets.store.interface import Entry, StoredObject, Swept
 from mirror_realm_assets.store.local import TRASH, no_step
-from mirror_realm_assets.store.uploads import ONLY_IF_NEW, Upload, Uploads, changed
+from mirror_realm_assets.store.uploads import ONLY_IF_NEW, PART_BYTES, Upload, Uploads, changed
 
 _MAX_COPY_BYTES = 5 * 1024**3  # what S3 copies in one request
 _DIGEST = "sha256"  # name of our metadata
@@ -75,16 +75,19 @@ class S3Store:
         """Identity of this store."""
         return self._id
 
-    def put(self, key: str, data: bytes) -> StoredObject:
+    def put(self, key: str, data: bytes, *, soon_read: bool = False) -> StoredObject:
         """See `Store.put`."""
         made = StoredObject(key, hashlib.sha256(data).hexdigest(), len(data))
         if keys.content_digest(key) not in (None, made.sha256):
             raise ValueError(f"the bytes do not have the digest in their key: {key}")
         with reporting(key):
-            if not self._holds(made):
-                self._publish(made, lambda condition: self._uploads.put(self._upload(made), data, condition))
-                self._step("durable")
-            return made
+            # One request where the object is new, as nearly always: the service itself refuses to replace one, and
+            # compares the checksum of what it took.
+            self._publish(made, lambda condition: self._uploads.put(self._upload(made), data, condition))
+            self._step("durable")
+        if soon_read:
+            self._cache.keep(made.sha256, data)
+        return made
 
     def put_file(self, key: str, source: Path | BinaryIO) -> StoredObject:
         """See `Store.put_file`; the source is read twice, the first time for its digest."""
@@ -105,7 +108,7 @@ class S3Store:
             made = StoredObject(key, digest.hexdigest(), size)
             if wanted not in (None, made.sha256):
                 raise changed(key)
-            if not self._holds(made):
+            if size <= PART_BYTES or not self._holds(made):  # nothing large is sent in vain
                 self._publish(made, lambda condition: self._send(made, file, begin, condition))
                 self._step("durable")
             return made
@@ -227,16 +230,13 @@ class S3Store:
 
     def _publish(self, made: StoredObject, send: Callable[[Mapping[str, str]], None]) -> None:
         """Send what is not there; of several who send the same bytes at once one makes the object."""
-        if keys.content_digest(made.key) is None:
-            send({})
-            return
         try:
             send(ONLY_IF_NEW)
         except Exception as error:
             if not is_taken(error):
                 raise
             if not self._holds(made):
-                send({})  # under this name there is something else, which is damaged
+                send({})  # under this name there is something else: older, or damaged
 
     def _send(self, made: StoredObject, file: BinaryIO, begin: int, condition: Mapping[str, str]) -> None:
         file.seek(begin)

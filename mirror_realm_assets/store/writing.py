@@ -46,9 +46,9 @@ class Writing:
         self._store = store
         self._keys = frozenset(keys)
 
-    def put(self, key: str, data: bytes) -> StoredObject:
+    def put(self, key: str, data: bytes, *, soon_read: bool = False) -> StoredObject:
         """Publish `data` under an announced key; see `Store.put`."""
-        return self._store.put(self._announced(key), data)
+        return self._store.put(self._announced(key), data, soon_read=soon_read)
 
     def put_file(self, key: str, source: Path | BinaryIO) -> StoredObject:
         """Publish a file under an announced key; see `Store.put_file`."""

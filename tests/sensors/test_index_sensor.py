@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -173,3 +174,27 @@ def test_each_source_is_asked_for_and_waits_by_itself(shelf: Shelf, tmp_path: Pa
         FolderWatch(shelf.lab.catalog, shelf.lab.settings, sources.get(conn, "other")).scan()
     shelf.embed()  # nothing is read or embedded anew, and yet the other index lacks the picture
     assert [request.partition_key for request in shelf.requests()] == ["other"]
+
+
+def test_while_much_is_to_come_an_index_is_published_now_and_then(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round starts a process, which a library that is being filled would pay for every few seconds."""
+    monkeypatch.setattr("mirror_realm_assets.sensors.index._BACKLOG_ITEMS", 3)
+    shelf.embed("a.png")
+    shelf.build()
+    shelf.embed("b.png")
+    for name in ("c.png", "d.png"):
+        shelf.lab.picture(name, sum(name.encode()))
+    formed = shelf.lab.form(shelf.stages)  # two files, four items: not done yet
+    found = shelf.tick()
+    assert isinstance(found, dg.SkipReason) and "still to come" in (found.skip_message or "")
+    with shelf.lab.catalog.write() as conn:  # a minute later
+        conn.execute(t.index_manifests.update().values(published_at=now(conn) - timedelta(seconds=61)))
+    assert len(shelf.requests()) == 1
+    with shelf.lab.catalog.write() as conn:
+        conn.execute(t.index_manifests.update().values(published_at=now(conn)))
+    shelf.end_back_off()
+    for batch in formed:  # nothing is to come any more: at once
+        run_lane(shelf.lab.services, shelf.stages, batch.key)
+    assert len(shelf.requests()) == 1

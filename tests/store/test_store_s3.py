@@ -295,6 +295,7 @@ def test_a_service_that_is_away_is_a_failure_that_is_tried_again(store: S3Store)
     away: Any = S3Server.__new__(S3Server)
     away.url = "http://127.0.0.1:1"
     store.client = away.client(connect_timeout=1)
+    store._uploads = uploads.Uploads(store.client, store.bucket, {}, lambda _step: None)
     store._cache = DiskCache(store._cache.folder / "empty", 10**6)
     calls: list[Callable[[], object]] = [
         lambda: store.put(ORIGINAL, DATA),
