@@ -7,7 +7,8 @@ What belongs here: everything about embedding that no single network decides. Wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -50,7 +51,9 @@ class NetworkEmbedder(ABC, Generic[M]):
         device: setting; `auto` takes a GPU where there is one.
         precision: setting; `auto` is fp32 everywhere, because vectors are kept and compared for years and embedding
             is never what one waits for.
-        threads: CPU threads of torch, for the whole process.
+        threads: of a CPU. One batch uses all of them; of several batches each has a thread of its own, which is a
+            tenth faster alone, and half as fast again beside another busy process: threads of one batch wait for the
+            slowest of them again and again (measured: 58 against 39 pictures a second).
 
     Raises:
         SetupError: `weights_missing`, `weights_altered`, or `invalid_argument` for settings that this machine or this
@@ -76,6 +79,8 @@ class NetworkEmbedder(ABC, Generic[M]):
         wanted: PrecisionSetting = "fp32" if precision == "auto" else precision
         self._precision = choose_precision(wanted, self._device, frozenset())
         torch.set_num_threads(threads)
+        self._streams = threads if self._device == "cpu" else 1
+        self._pool: ThreadPoolExecutor | None = None
         self._network: Any = self._loaded(weights)
 
     @property
@@ -112,6 +117,9 @@ class NetworkEmbedder(ABC, Generic[M]):
     def close(self) -> None:
         """Drop the network and give its memory back. May be called twice."""
         self._network = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         release_memory()
 
     @abstractmethod
@@ -137,19 +145,33 @@ class NetworkEmbedder(ABC, Generic[M]):
         """
         import torch
 
-        if self._network is None:
+        network = self._network
+        if network is None:
             raise RuntimeError("this embedder is closed")
-        vectors = np.empty((len(things), self._dim), np.float32)
-        size = _BATCH[self._device]
-        for start in range(0, len(things), size):
-            chunk = things[start : start + size]
+
+        def vectors_of(chunk: Sequence[Any]) -> Vectors:
             try:
                 with torch.inference_mode():
-                    features: Vectors = encode(self._network, chunk).float().cpu().numpy()
+                    features: Vectors = encode(network, chunk).float().cpu().numpy()
             except Exception as error:  # whatever it is, it is the reason recorded for these pictures
                 raise model_failure(error, f"{len(chunk)} {what} for {self.name}") from error
-            vectors[start : start + len(chunk)] = _normalised(features[: len(chunk)])
-        return vectors
+            return _normalised(features[: len(chunk)])
+
+        size = _BATCH[self._device]
+        chunks = [things[start : start + size] for start in range(0, len(things), size)]
+        several = self._streams > 1 and len(chunks) > 1
+        made = self._side_by_side(vectors_of, chunks) if several else map(vectors_of, chunks)
+        return np.concatenate([np.empty((0, self._dim), np.float32), *made])
+
+    def _side_by_side(
+        self, work: Callable[[Sequence[Any]], Vectors], chunks: Sequence[Sequence[Any]]
+    ) -> Iterator[Vectors]:
+        import torch
+
+        if self._pool is None:
+            # How many threads a pass has is a setting of the thread that calls it.
+            self._pool = ThreadPoolExecutor(self._streams, "embed", lambda: torch.set_num_threads(1))
+        return self._pool.map(work, chunks)
 
     def _filled(self, rows: list[torch.Tensor]) -> torch.Tensor:
         """Rows as one batch, with empty ones up to the full size where the device needs it."""
