@@ -134,6 +134,7 @@ def _huge(settings: Settings) -> dict[str, Any]:
     script = f"""
 import resource, sys, tempfile, time
 import numpy as np
+from pathlib import Path
 from skimage import data
 from mirror_realm_assets.enhance.codec import Style, encode_rows, probe_file
 from mirror_realm_assets.enhance.upscale import Upscaler
