@@ -30,13 +30,10 @@ from mirror_realm_assets.weights.hardware import (
     model_failure,
     release_memory,
 )
-from mirror_realm_assets.weights.registry import MODELS, Model
+from mirror_realm_assets.weights.registry import FACE_DETECTOR, MODELS, Model
 
 MIN_SIZE = 32
 """The smallest face that is restored, in pixels of the original: of a smaller one the network invents a stranger."""
-
-DETECTOR = "mtcnn"
-"""The model that finds faces."""
 
 _FADE = 50  # pixels of an aligned face's border in which it fades into the picture
 
@@ -153,7 +150,7 @@ def open_restorer(name: str, models_dir: Path, *, device: DeviceSetting = "auto"
     """
     spec = find(models_dir, name, "restore")
     require(spec, models_dir)  # before the detector is loaded
-    detector = FaceDetector(MODELS[DETECTOR], models_dir, device=device, threads=threads)
+    detector = FaceDetector(MODELS[FACE_DETECTOR], models_dir, device=device, threads=threads)
     return FaceRestorer(spec, detector, models_dir, device=device, threads=threads)
 
 

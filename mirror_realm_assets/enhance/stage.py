@@ -22,14 +22,13 @@ from mirror_realm_assets.store import keys
 from mirror_realm_assets.weights.added import find
 from mirror_realm_assets.weights.denoise import require_denoise
 from mirror_realm_assets.weights.fetch import require
-from mirror_realm_assets.weights.registry import spec
+from mirror_realm_assets.weights.registry import FACE_DETECTOR, spec
 
 if TYPE_CHECKING:
     from mirror_realm_assets.enhance.engines import Engine
     from mirror_realm_assets.enhance.faces import FaceRestorer
     from mirror_realm_assets.enhance.layers import Pixels
 
-DETECTOR = "mtcnn"
 CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
 
 
@@ -68,7 +67,7 @@ def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
             params["faces"] = {
                 "model": faces.name,
                 "weights": faces.weights_sha256,
-                "detector": spec(DETECTOR).weights_sha256,
+                "detector": spec(FACE_DETECTOR).weights_sha256,
                 "weight": policy.enhance_faces_weight,
                 "min_size": policy.enhance_faces_min_size,
             }

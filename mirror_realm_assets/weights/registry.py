@@ -304,6 +304,9 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 RELEASED: dict[str, ReleasedModel] = {model.name: model for model in _RELEASED}
 """Every model that no package carries, by its name, as it is before its file is here: see `release.resolved`."""
 
+FACE_DETECTOR = "mtcnn"
+"""The model that finds faces."""
+
 NEEDED: tuple[ModelSpec, ...] = tuple(spec for spec in _SPECS if spec.needed)
 """What a source with default options needs."""
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from postgres import Server
 
 from mirror_realm_assets.catalog import activity, sources
 from mirror_realm_assets.catalog import tables as t
@@ -22,17 +20,6 @@ def add_row(conn: sa.Connection, at: datetime, number: int) -> None:
 
 def in_default(conn: sa.Connection) -> int:
     return conn.execute(sa.text("SELECT count(*) FROM activity_default")).scalar_one()
-
-
-@pytest.fixture
-def months(postgres_server: Server) -> Iterator[Catalog]:
-    """A migrated PostgreSQL catalog of its own: partitions would stay for other tests."""
-    name = postgres_server.create()
-    opened = Catalog(postgres_server.url(name))
-    opened.migrate()
-    yield opened
-    opened.close()
-    postgres_server.drop(name)
 
 
 def test_each_change_of_a_source_is_recorded_with_what_changed_and_who_did_it(catalog: Catalog) -> None:
@@ -88,8 +75,8 @@ def test_what_is_older_than_is_kept_goes_by_whole_months(catalog: Catalog) -> No
         assert activity.forget_before(conn, limit) == 0
 
 
-def test_months_are_there_ahead_of_time(months: Catalog) -> None:
-    with months.write() as conn:
+def test_months_are_there_ahead_of_time(own_postgres: Catalog) -> None:
+    with own_postgres.write() as conn:
         at = now(conn)
         names = activity.partitions(conn)
         assert names[0] == f"activity_{at:%Y_%m}" and len(names) == activity.MONTHS_AHEAD + 1
@@ -102,8 +89,8 @@ def test_months_are_there_ahead_of_time(months: Catalog) -> None:
         assert activity.ensure_months(conn) == []
 
 
-def test_a_row_whose_month_nobody_made_is_kept_and_gets_it_later(months: Catalog) -> None:
-    with months.write() as conn:
+def test_a_row_whose_month_nobody_made_is_kept_and_gets_it_later(own_postgres: Catalog) -> None:
+    with own_postgres.write() as conn:
         for number, at in enumerate((datetime(2031, 5, 31, 23, 59, tzinfo=UTC), datetime(2031, 6, 1, tzinfo=UTC))):
             add_row(conn, at, number)
         before = activity.entries(conn)
@@ -118,14 +105,14 @@ def test_a_row_whose_month_nobody_made_is_kept_and_gets_it_later(months: Catalog
         assert "activity_2031_05" not in activity.partitions(conn)
 
 
-def test_two_who_make_the_months_at_once_make_them_once(months: Catalog) -> None:
-    with months.write() as conn:
+def test_two_who_make_the_months_at_once_make_them_once(own_postgres: Catalog) -> None:
+    with own_postgres.write() as conn:
         for name in activity.partitions(conn):
             conn.execute(sa.text(f"DROP TABLE {name}"))
     made: list[list[str]] = []
 
     def make() -> None:
-        with months.write() as conn:
+        with own_postgres.write() as conn:
             made.append(activity.ensure_months(conn))
 
     threads = [threading.Thread(target=make) for _ in range(4)]

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import pytest
 import sqlalchemy as sa
-from postgres import Server
 
 from mirror_realm_assets.catalog import statistics
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, now
-
-
-@pytest.fixture
-def fresh(postgres_server: Server) -> Iterator[Catalog]:
-    name = postgres_server.create()
-    opened = Catalog(postgres_server.url(name))
-    opened.migrate()
-    yield opened
-    opened.close()
-    postgres_server.drop(name)
 
 
 def add_objects(catalog: Catalog, first: int, count: int) -> None:
@@ -48,18 +35,18 @@ def planned_rows(catalog: Catalog) -> float:
         return float(conn.execute(query).scalar_one())
 
 
-def test_a_table_that_grew_is_looked_at_once(fresh: Catalog) -> None:
-    add_objects(fresh, 0, 3000)
-    assert planned_rows(fresh) <= 0
-    assert refreshed(fresh) == ["objects"]
-    assert planned_rows(fresh) == 3000
+def test_a_table_that_grew_is_looked_at_once(own_postgres: Catalog) -> None:
+    add_objects(own_postgres, 0, 3000)
+    assert planned_rows(own_postgres) <= 0
+    assert refreshed(own_postgres) == ["objects"]
+    assert planned_rows(own_postgres) == 3000
     time.sleep(1.1)
-    assert statistics.refresh(fresh) == []
-    add_objects(fresh, 3000, 500)  # a sixth: the next time
+    assert statistics.refresh(own_postgres) == []
+    add_objects(own_postgres, 3000, 500)  # a sixth: the next time
     time.sleep(1.1)
-    assert statistics.refresh(fresh) == []
-    add_objects(fresh, 3500, 3000)
-    assert refreshed(fresh) == ["objects"]
+    assert statistics.refresh(own_postgres) == []
+    add_objects(own_postgres, 3500, 3000)
+    assert refreshed(own_postgres) == ["objects"]
 
 
 def test_sqlite_plans_without(catalog: Catalog) -> None:

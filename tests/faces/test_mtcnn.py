@@ -102,6 +102,7 @@ def test_real_photos_of_people_have_faces(detector: FaceDetector) -> None:
     names = sorted(path for path in FACES.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
     found = 0
     for path in names:
-        picture = np.asarray(Image.open(path).convert("RGB").resize((256, 256)))
-        found += bool(detector.detect(picture))
-    assert found >= 0.9 * len(names)
+        image = Image.open(path).convert("RGB")
+        image.thumbnail((512, 512))
+        found += bool(detector.detect(np.asarray(image)))
+    assert found == len(names) > 0
