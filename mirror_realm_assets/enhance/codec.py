@@ -28,6 +28,7 @@ import numpy as np
 from mirror_realm_assets.enhance import metadata
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.errors import Failed
+from mirror_realm_assets.ingest import header
 
 if TYPE_CHECKING:
     import pyvips
@@ -330,7 +331,7 @@ def _probe_webp(content: Buffer) -> Probe:
     (length,) = struct.unpack_from("<I", head, 4)
     if length + 8 != len(content):
         raise _broken(f"the WebP has {len(content)} bytes of {length + 8}")
-    width_height = metadata.webp_size(head)
+    width_height = header.webp(head)
     if width_height is None:
         raise _broken("the WebP has no picture")
     return Probe(*width_height, "webp")

@@ -13,6 +13,8 @@ import struct
 import zlib
 from typing import BinaryIO
 
+from mirror_realm_assets.ingest import header
+
 _PNG_HEADER_END = 33  # IHDR is always the first chunk and 25 bytes long, behind 8 bytes of magic
 _MARKER = b"Exif\x00\x00"
 _MOST_IN_JPEG = 65_533 - len(_MARKER)
@@ -35,20 +37,6 @@ def copy_with_exif(source: BinaryIO, target: BinaryIO, file_format: str, exif: b
     shutil.copyfileobj(source, target, _COPY)
 
 
-def webp_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height that the first 30 bytes of a WebP state; None when they state none."""
-    kind = head[12:16]
-    if kind == b"VP8X":
-        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", head, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", head, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return None
-
-
 def _into_png(source: BinaryIO, target: BinaryIO, exif: bytes) -> None:
     target.write(source.read(_PNG_HEADER_END))
     target.write(struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif)))
@@ -66,7 +54,7 @@ def _into_webp(source: BinaryIO, target: BinaryIO, exif: bytes) -> None:
     """Behind all other chunks; a file of the simple form becomes one of the extended form first."""
     head = source.read(30)
     (length,) = struct.unpack_from("<I", head, 4)
-    size = webp_size(head)
+    size = header.webp(head)
     if size is None:
         target.write(head)
         return

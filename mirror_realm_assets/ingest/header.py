@@ -70,7 +70,8 @@ def _bmp(head: bytes) -> Size:
     return width, abs(height)  # a negative height says that rows run from the top
 
 
-def _webp(head: bytes) -> Size | None:
+def webp(head: bytes) -> Size | None:
+    """Width and height that the first 30 bytes of a WebP state; None when they state none."""
     kind = head[12:16]
     if kind == b"VP8X":
         low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", head, 24)
@@ -132,7 +133,7 @@ _READERS: dict[Format, Callable[[bytes], Size | None]] = {
     JPEG: _jpeg,
     PNG: _png,
     GIF: _gif,
-    WEBP: _webp,
+    WEBP: webp,
     BMP: _bmp,
     TIFF: _tiff,
 }

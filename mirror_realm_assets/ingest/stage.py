@@ -33,8 +33,8 @@ from mirror_realm_assets.store.interface import StoredObject
 CODE_VERSION = "1"
 _PROXY_VERSION = "1"
 _ASIDE_SECONDS = 2.0
-# Proxies that are stored at once. To a bucket each takes several answers over the network, during which the next file
-# is read and decoded.
+# Proxies that are stored at once. To a bucket each waits for an answer over the network, during which the next file is
+# read and decoded.
 _STORING = 4
 
 
