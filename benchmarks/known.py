@@ -130,7 +130,7 @@ def _work(found: Library, spent: _Spent) -> None:
                 run_stage(stage, key, found.services, stages)
         run += time.monotonic() - began
     began = time.monotonic()
-    update_index(found.services, stages, "bench")
+    update_index(found.services, stages, "bench", full=False)
     spent.index.append(time.monotonic() - began)
     spent.form.append(form)
     spent.stages.append(run)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from mirror_realm_assets import op_tags
 from mirror_realm_assets.assets import descriptions, links
@@ -15,6 +16,16 @@ from mirror_realm_assets.search.build import IndexReport
 from mirror_realm_assets.search.update import update_index
 
 _MAX_SEGMENTS = 20
+
+
+class IndexConfig(dg.Config):
+    """How an index run looks for what is to be done."""
+
+    full_look: bool = Field(
+        default=True,
+        description="Look at all embeddings of the source, and for files that are gone. The sensor asks for it every "
+        "few minutes; otherwise a run takes in what was recorded since the last one.",
+    )
 
 
 def faiss_index_asset(stages: StageList) -> dg.AssetsDefinition:
@@ -34,9 +45,13 @@ def faiss_index_asset(stages: StageList) -> dg.AssetsDefinition:
         op_tags=op_tags.CPU,
         pool=op_tags.POOL_INDEX,
     )
-    def faiss_index(context: dg.AssetExecutionContext, library: LibraryResource) -> dg.MaterializeResult[None]:
+    def faiss_index(
+        context: dg.AssetExecutionContext, config: IndexConfig, library: LibraryResource
+    ) -> dg.MaterializeResult[None]:
         pipeline = stages(library.settings)
-        report = update_index(library.services, pipeline, context.partition_key, run_id=context.run.run_id)
+        report = update_index(
+            library.services, pipeline, context.partition_key, full=config.full_look, run_id=context.run.run_id
+        )
         embeddings = next(stage for stage in pipeline if stage.feature == "embeddings")
         with library.services.catalog.read() as conn:
             source = sources.get(conn, context.partition_key)

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import driver
+from mirror_realm_assets.catalog import driver, inbox
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import insert, now
 from mirror_realm_assets.catalog.wants import Recipe, Record, failure_record
@@ -122,6 +122,7 @@ def write_all(conn: sa.Connection, found: Sequence[Made], *, run_id: str | None 
     columns = [t.features.c[name] for name in _subject(found[0].key)]
     new = insert(conn, t.features).on_conflict_do_nothing().returning(*columns)
     written = {tuple(row) for row in conn.execute(new, rows)}
+    _note(conn, [made for made in found if tuple(_subject(made.key).values()) in written])
     for made in found:
         if tuple(_subject(made.key).values()) not in written:
             write(conn, made.key, made.recipe, made.finding, run_id=run_id, crashes=made.crashes, final=made.final)
@@ -166,9 +167,22 @@ def _write(conn: sa.Connection, made: Made, run_id: str | None) -> Record | None
     values = _values(made, result, previous, run_id, at)
     if row:
         conn.execute(t.features.update().where(*where).values(**values))
-        return result
-    new = insert(conn, t.features).values(**subject, created_at=at, **values).on_conflict_do_nothing()
-    return result if conn.execute(new).rowcount == 1 else None
+    else:
+        new = insert(conn, t.features).values(**subject, created_at=at, **values).on_conflict_do_nothing()
+        if conn.execute(new).rowcount != 1:
+            return None
+    _note(conn, [made])
+    return result
+
+
+def _note(conn: sa.Connection, made: Sequence[Made]) -> None:
+    """What is a vector has to come into an index."""
+    by_recipe: dict[str, list[tuple[str, int]]] = {}
+    for one in made:
+        if one.key.feature == inbox.FEATURE and one.finding.status == "ok":
+            by_recipe.setdefault(one.key.recipe, []).append((one.key.image_digest, one.key.part))
+    for recipe, subjects in by_recipe.items():
+        inbox.embedded(conn, recipe, subjects)
 
 
 def _subject(key: FeatureKey) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import companions, driver
+from mirror_realm_assets.catalog import companions, driver, inbox
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now, serialise_places
 from mirror_realm_assets.catalog.sources import display_path
@@ -220,11 +220,14 @@ def location_failed(
 def reset_location(conn: sa.Connection, location_id: int) -> None:
     """Take back a location's failure: it is as if it had not been tried."""
     serialise_places(conn)
-    conn.execute(
+    c = t.locations.c
+    back = conn.execute(
         t.locations.update()
-        .where(t.locations.c.id == location_id, t.locations.c.state.in_(("present", "unreadable")))
+        .where(c.id == location_id, c.state.in_(("present", "unreadable")))
         .values(state="present", code=None, reason=None, attempts=0, next_attempt_at=None)
+        .returning(c.media_id)
     )
+    inbox.shown(conn, [row[0] for row in back if row[0] is not None])
 
 
 def forget_failures(conn: sa.Connection, source_id: int | None, refusals: Iterable[str] = ()) -> int:
@@ -234,12 +237,11 @@ def forget_failures(conn: sa.Connection, source_id: int | None, refusals: Iterab
     where = [c.state == "unreadable", c.code.is_not(None), c.code.not_in(list(refusals))]
     if source_id is not None:
         where.append(c.source_id == source_id)
-    done = conn.execute(
-        t.locations.update()
-        .where(*where)
-        .values(state="present", code=None, reason=None, attempts=0, next_attempt_at=None, changed_at=now(conn))
-    )
-    return done.rowcount
+    values = {"state": "present", "code": None, "reason": None, "attempts": 0, "next_attempt_at": None}
+    done = t.locations.update().where(*where).values(**values, changed_at=now(conn)).returning(c.media_id)
+    back = list(conn.execute(done).scalars())
+    inbox.shown(conn, [media_id for media_id in back if media_id is not None])
+    return len(back)
 
 
 def _apply(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime) -> None:
@@ -281,14 +283,18 @@ def _apply_seen(conn: sa.Connection, rows: Sequence[sa.RowMapping], at: datetime
         query = sa.select(t.locations).where(t.locations.c.source_id == source_id, t.locations.c.path.in_(paths))
         existing.update({(source_id, bytes(row["path"])): row for row in conn.execute(query).mappings()})
     changes: dict[tuple[str, ...], list[dict[str, object]]] = {}
+    back: list[int] = []
     for key, old in existing.items():
         if values := _after(old, last[key], at):
+            if values.get("state") == "present" and old["state"] != "present" and old["media_id"] is not None:
+                back.append(old["media_id"])
             changes.setdefault(tuple(values), []).append(values | {"location": old["id"]})
     for columns, rows_of in changes.items():  # one statement for all that change the same columns
         values_of: dict[str, object] = {name: sa.bindparam(name) for name in columns}
         conn.execute(
             t.locations.update().where(t.locations.c.id == sa.bindparam("location")).values(values_of), rows_of
         )
+    inbox.shown(conn, back)
     _insert(conn, [row for key, row in last.items() if key not in existing and row["kind"] not in _AWAY], at)
 
 

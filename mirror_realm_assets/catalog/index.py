@@ -4,13 +4,14 @@ What belongs here: queries about index manifests and their members, and from ind
 does not: vectors, segments' bytes and scores (`search`), and running a build.
 
 Pending is a set difference, verified embeddings minus members, and never a watermark or a count: what is recorded while
-a build runs is pending afterwards, whatever its number or time. A *tombstone* is a member whose picture no media of the
+a build runs is pending afterwards, whatever its number or time. It is asked of the pictures that `inbox` names, or, in
+a full look, of all. A *tombstone* is a member whose picture no media of the
 source shows any more; it is no member for the difference, so that a picture that returns is added anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,16 +20,18 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from mirror_realm_assets.catalog import intents, leases
+from mirror_realm_assets.catalog import inbox, intents, leases
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.errors import Failed, LeaseLost
 
-FEATURE = "embeddings"
+FEATURE = inbox.FEATURE
 # A file that is missing may be on a drive that is unplugged: it stays indexed, and is shown again when it returns.
 _KEPT = ("present", "missing")
 # An unreadable file was there a moment ago: it is neither added nor buried until that is settled.
 _NOT_GONE = (*_KEPT, "unreadable")
+_NOTES_A_LOOK = 10_000  # the next look goes on where this one ended
 _CHUNK = 400  # stays below SQLite's limit of bound variables
 # Enough to see what happened lately; one a build would be thousands a day.
 _KEEP_VERSIONS = 20
@@ -180,13 +183,27 @@ def pending(
     return [_pending(row[0], row[1], row[2]) for row in conn.execute(query)]
 
 
+def noted(
+    conn: sa.Connection, source_id: int, recipe: str, limit: int | None = None
+) -> tuple[list[Note], list[PendingVector]]:
+    """What the inbox names for an index, at most `limit` of it, and which of these pictures are pending.
+
+    The notes are read first: whatever is committed between both is in the answer or in a note that is not.
+    """
+    found = inbox.notes(conn, source_id, recipe, limit)
+    subjects = {(note.image_digest, note.part) for note in found}
+    waiting = _among(conn, [source_id], recipe, {digest for digest, _part in subjects})
+    return found, [row for row in waiting if (row.image_digest, row.part) in subjects]
+
+
 def unindexed(conn: sa.Connection, source_ids: Sequence[int], recipe: str) -> list[PendingVector]:
     """Verified embeddings of pictures that these sources show and that *none* of their manifests contains.
 
     What a search has to look at besides the manifests: a picture that one of them contains is found by that one, and
-    `hits` tells every source that shows it. One query for all sources, where `pending` for each would look at every
-    embedding once a source.
+    `hits` tells every source that shows it. It goes by the inbox; only where a source has no index yet, by all.
     """
+    if set(versions(conn, source_ids, recipe)) >= set(source_ids):
+        return _among(conn, source_ids, recipe, set(inbox.pictures(conn, source_ids, recipe)))
     f = t.features.c
     query = sa.select(f.image_digest, f.part, f.output).where(*_embedded(source_ids, recipe))
     return [_pending(row[0], row[1], row[2]) for row in conn.execute(query)]
@@ -196,6 +213,22 @@ def count_pending(conn: sa.Connection, source_id: int, recipe: str) -> int:
     """How many vectors `pending` would return."""
     query = sa.select(sa.func.count()).select_from(t.features).where(*_embedded([source_id], recipe))
     return int(conn.execute(query).scalar_one())
+
+
+def has_noted(conn: sa.Connection, source_id: int, recipe: str) -> tuple[bool, list[Note]]:
+    """Whether a picture that the inbox names is pending; and, if none is, all notes that were looked at.
+
+    It looks at the oldest; once the caller has dropped what is not pending, the next look sees others.
+    """
+    idle: list[Note] = []
+    found = inbox.notes(conn, source_id, recipe, _NOTES_A_LOOK)
+    for notes in _chunks(found):
+        subjects = {(note.image_digest, note.part) for note in notes}
+        waiting = _among(conn, [source_id], recipe, {digest for digest, _part in subjects})
+        if any((row.image_digest, row.part) in subjects for row in waiting):
+            return True, []
+        idle.extend(notes)
+    return False, idle
 
 
 def stale_members(conn: sa.Connection, source_id: int, recipe: str) -> list[Member]:
@@ -299,6 +332,7 @@ def publish(
     new_members: Sequence[Member],
     dropped_segments: Sequence[SegmentEntry],
     intent_ids: Sequence[int] = (),
+    notes: Sequence[int] = (),
 ) -> Manifest:
     """Make a draft the published manifest, in the caller's transaction: all of it is visible at its commit, or nothing.
 
@@ -309,6 +343,7 @@ def publish(
         new_members: all members of the segments that the base version did not have.
         dropped_segments: of the base version; their members go, and their objects are named no more.
         intent_ids: what announced the new segments; ended here.
+        notes: of the inbox, which are done with this.
 
     Raises:
         LeaseLost: the lease ran out, is another's, or another build was published since the draft was made.
@@ -327,6 +362,7 @@ def publish(
         intents.name_object(conn, segment.key, "segment", segment.sha256, segment.bytes)
     intents.forget_objects(conn, [segment.key for segment in dropped_segments if segment.key not in kept])
     intents.end(conn, intent_ids)
+    inbox.forget(conn, notes)
     new = {
         **{name: getattr(draft, name) for name in ("source_id", "recipe", "model", "dim", "recall_at_10", "run_id")},
         "version": draft.base_version + 1,
@@ -357,7 +393,7 @@ def shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Seque
     )
 
 
-class _Late(FunctionElement[int]):
+class _Late(FunctionElement[Any]):
     """A column that SQLite's planner, which has no statistics, must not start from.
 
     Else it looks at all media of a source for every single picture. PostgreSQL has statistics, and joins large tables
@@ -366,7 +402,10 @@ class _Late(FunctionElement[int]):
 
     name = "late"
     inherit_cache = True
-    type = t.BigInt
+
+    def __init__(self, column: sa.ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
 
 
 @compiles(_Late)
@@ -376,7 +415,7 @@ def _plain(element: _Late, compiler: Any, **options: Any) -> str:
 
 @compiles(_Late, "sqlite")
 def _hidden(element: _Late, compiler: Any, **options: Any) -> str:
-    return f"{compiler.process(element.clauses, **options)} + 0"
+    return f"+{compiler.process(element.clauses, **options)}"
 
 
 def lease_name(source: str, recipe: str) -> str:
@@ -388,8 +427,11 @@ _m = t.index_members.c
 _MEMBER = (_m.image_digest, _m.part, _m.segment, _m.position)
 
 
-def _embedded(source_ids: Sequence[int], recipe: str, *, indexed: bool = False) -> list[sa.ColumnElement[bool]]:
+def _embedded(
+    source_ids: Sequence[int], recipe: str, *, indexed: bool = False, late: bool = False
+) -> list[sa.ColumnElement[bool]]:
     f = t.features.c
+    feature = _Late(f.feature) if late else f.feature
     member = (
         sa.select(sa.literal(1))
         .select_from(t.index_members)
@@ -402,10 +444,24 @@ def _embedded(source_ids: Sequence[int], recipe: str, *, indexed: bool = False) 
         )
         .exists()
     )
-    where = [f.feature == FEATURE, f.recipe == recipe, f.status == "ok", f.verified.is_(True)]
+    where = [feature == FEATURE, f.recipe == recipe, f.status == "ok", f.verified.is_(True)]
     if not indexed:
         where.append(~member)
     return [*where, shown(source_ids, f.image_digest, f.part, _KEPT)]
+
+
+def _among(
+    conn: sa.Connection, source_ids: Sequence[int], recipe: str, image_digests: Collection[str]
+) -> list[PendingVector]:
+    """As `pending`, for all these sources together, of these pictures."""
+    f = t.features.c
+    # By digest, of which there are few, and not by recipe, of which there is a whole library.
+    where = _embedded(source_ids, recipe, late=True)
+    query = sa.select(f.image_digest, f.part, f.output).where(*where)
+    found = (
+        row for chunk in _chunks(sorted(image_digests)) for row in conn.execute(query.where(f.image_digest.in_(chunk)))
+    )
+    return [_pending(row[0], row[1], row[2]) for row in found]
 
 
 def _stale(source_id: int, recipe: str) -> list[sa.ColumnElement[bool]]:
@@ -428,7 +484,12 @@ def _replace_members(conn: sa.Connection, draft: ManifestDraft, new: Sequence[Me
     # A picture that returns leaves its tombstone: a part has one row in an index.
     dead = sa.select(_m.id, _m.image_digest, _m.part).where(*mine, _m.deleted_at.is_not(None))
     subjects = {(member.image_digest, member.part) for member in new}
-    ids = [row[0] for row in conn.execute(dead) if (row[1], row[2]) in subjects]
+    ids = [
+        row[0]
+        for chunk in _chunks(sorted({digest for digest, _part in subjects}))
+        for row in conn.execute(dead.where(_m.image_digest.in_(chunk)))
+        if (row[1], row[2]) in subjects
+    ]
     for chunk in _chunks(ids):
         conn.execute(t.index_members.delete().where(_m.id.in_(chunk)))
     rows = [{"source_id": draft.source_id, "recipe": draft.recipe, **asdict(member)} for member in new]

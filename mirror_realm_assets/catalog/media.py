@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mirror_realm_assets.catalog import inbox
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import inserted_id, now, serialise_places
 
@@ -62,6 +63,7 @@ def record(conn: sa.Connection, location_id: int, found: Identified, *, seen: tu
     media_id = _media_for(conn, location, content_id)
     values = _of_place(location, media_id, found, seen)
     conn.execute(t.locations.update().where(t.locations.c.id == location_id).values(**values))
+    inbox.shown(conn, [media_id])
     return media_id
 
 
@@ -94,6 +96,7 @@ def record_all(conn: sa.Connection, readings: Sequence[Reading]) -> None:
         else:
             others.append(one)
     known += _insert(conn, list(new.values()), locations)
+    inbox.shown(conn, [media_id for _one, media_id in known])  # new bytes may show a picture that is known
     changes: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for one, media_id in known:
         values = _of_place(locations[one.location_id], media_id, one.found, one.seen)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import activity, index, intents, leases
+from mirror_realm_assets.catalog import activity, inbox, index, intents, leases
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.sources import Source
 
@@ -103,5 +103,6 @@ def retire(conn: sa.Connection, source: Source, older: str) -> bool:
     activity.note(conn, "index_retired", source.name, {"recipe": older}, by="index update")
     conn.execute(t.index_members.delete().where(member.source_id == source.id, member.recipe == older))
     conn.execute(t.index_manifests.delete().where(*mine))
+    inbox.forget_index(conn, source.id, older)
     intents.forget_objects(conn, sorted(keys))
     return True

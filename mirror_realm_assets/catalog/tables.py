@@ -457,6 +457,19 @@ index_members = sa.Table(
     sa.Index("ix_index_members_segment", "segment", "position"),
 )
 
+# Where an index has to look for what is pending; see `inbox`.
+index_inbox = sa.Table(
+    "index_inbox",
+    metadata,
+    _id(),
+    _ref("source_id", "sources", index=False),
+    sa.Column("recipe", sa.String(64), nullable=False),
+    sa.Column("image_digest", sa.String(64), nullable=False),
+    sa.Column("part", sa.Integer, nullable=False),
+    sa.Index("ix_index_inbox_source", "source_id", "recipe", "id"),
+    sqlite_autoincrement=True,  # the id of a row that is gone must not come back while somebody still holds it
+)
+
 # Named before a byte is written, ended with the row that names the object: what lies between is never collected.
 intents = sa.Table(
     "intents",

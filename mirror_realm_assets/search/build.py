@@ -67,6 +67,7 @@ def build_index(
     run_id: str | None = None,
     on_progress: Progress | None = None,
     step: Step | None = None,
+    full: bool = True,
     rebuild: bool = False,
     segment_vectors: int = SEGMENT_VECTORS,
     round_vectors: int = ROUND_VECTORS,
@@ -84,6 +85,8 @@ def build_index(
         run_id: the run that does it.
         on_progress: called with the number of vectors added so far after every round.
         step: called with a step's name between any two steps, for fault tests; by default they are fault points.
+        full: look at all embeddings and members; else at what was noted since the last build, and at nothing that is
+            gone: what a search shows does not depend on it.
         rebuild: leave no old segment in place, as after one was damaged.
         segment_vectors: size at which the write buffer is sealed.
         round_vectors: what is read and published at once.
@@ -101,8 +104,8 @@ def build_index(
     try:
         again = True
         while again:
-            done = builder.round(round_vectors, rebuild=rebuild)
-            rebuild = False
+            done = builder.round(round_vectors, full=full, rebuild=rebuild)
+            full, rebuild = full or rebuild or done.damaged, False
             added, removed = added + done.added, removed + done.removed
             published = published or done.published
             again = done.again

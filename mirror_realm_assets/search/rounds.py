@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mirror_realm_assets.catalog import index, intents, leases
+from mirror_realm_assets.catalog import inbox, index, intents, leases
 from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.catalog.index import Manifest, ManifestDraft, Member, PendingVector, SegmentEntry
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.sources import Source
@@ -49,6 +50,7 @@ class Round:
         removed: members whose picture is shown nowhere any more.
         published: whether anything was written.
         again: whether there is more to do than one round takes.
+        damaged: whether vectors of the write buffer were lost: only a full look finds them again.
         errors: one for each shard that could not be read; its vectors stay pending.
     """
 
@@ -57,18 +59,24 @@ class Round:
     removed: int = 0
     published: bool = False
     again: bool = False
+    damaged: bool = False
     errors: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Ledger:
-    """What one round goes by, read in one transaction; `carried` are the live members of the write buffer."""
+    """What one round goes by, read in one transaction; `carried` are the live members of the write buffer.
+
+    `complete`: everything that is pending among what was looked at is in `pending`.
+    """
 
     base: Manifest | None
     pending: list[PendingVector]
+    notes: list[Note]
     stale: list[Member]
     buffer: SegmentEntry | None
     carried: list[Member]
+    complete: bool
 
 
 @dataclass
@@ -81,6 +89,7 @@ class _Draft:
     entries: list[SegmentEntry] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     intent_ids: list[int] = field(default_factory=list)
+    notes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,31 +120,36 @@ class Builder:
     step: Step
     segment_vectors: int
 
-    def round(self, limit: int, *, rebuild: bool = False) -> Round:
+    def round(self, limit: int, *, full: bool = True, rebuild: bool = False) -> Round:
         """Read the ledger, write segments, publish; or find that there is nothing to do.
 
         Args:
             limit: how many pending vectors are taken in.
-            rebuild: leave no old segment in place.
+            full: look at all embeddings and members, not only at what the inbox names.
+            rebuild: leave no old segment in place; a full look.
 
         Raises:
             LeaseLost: another builder took over; nothing was published.
             Failed: with `rebuild`, when a shard cannot be read; otherwise what the store or the catalog could not do.
         """
         self.step("lease held")
-        ledger = self._read_ledger(rebuild, limit)
+        ledger = self._read_ledger(full, rebuild, limit)
         self.step("ledger read")
         found = self._read_pending(ledger)
         if found.errors and rebuild:
             raise found.errors[0]  # what the damaged shards hold may still be found in the segments as they are
+        notes = _done(ledger, found)
         if not found.rows and not ledger.stale and not (rebuild and ledger.base):
-            return Round(ledger.base, errors=found.errors)
+            if notes:
+                with self.catalog.write() as conn:
+                    inbox.forget(conn, notes)
+            return Round(ledger.base, again=bool(notes) and not ledger.complete, errors=found.errors)
         dropped = _dropped(ledger, rebuild, bool(found.rows))
         carried, old = self._read_buffer(ledger) if dropped and not rebuild else ([], None)
         self.step("vectors read")
         subjects = [(member.image_digest, member.part) for member in carried]
         subjects += [(row.image_digest, row.part) for row in found.rows]
-        draft = _Draft(dropped, tuple(ledger.stale))
+        draft = _Draft(dropped, tuple(ledger.stale), notes=notes)
         try:
             self._write(draft, ledger.base, subjects, _joined(old, found.vectors))
             published = self._publish(draft, ledger.base)
@@ -144,18 +158,30 @@ class Builder:
             raise
         self.step("published")
         damaged = bool(dropped) and not rebuild and len(carried) < len(ledger.carried)
-        again = damaged or (bool(found.rows) and len(ledger.pending) == limit)
-        return Round(published, len(found.rows), len(ledger.stale), True, again, found.errors)
+        again = damaged or (bool(found.rows) and not ledger.complete)
+        return Round(published, len(found.rows), len(ledger.stale), True, again, damaged, found.errors)
 
-    def _read_ledger(self, rebuild: bool, limit: int) -> _Ledger:
+    def _read_ledger(self, full: bool, rebuild: bool, limit: int) -> _Ledger:
         with self.catalog.read() as conn:
             base = index.manifest(conn, self.source.id, self.recipe)
-            pending = index.pending(conn, self.source.id, self.recipe, limit, indexed=rebuild)
-            stale = index.stale_members(conn, self.source.id, self.recipe)
+            if full or rebuild or base is None:
+                # Before what they are about: else one that is noted in between would count as looked at.
+                notes = inbox.notes(conn, self.source.id, self.recipe)
+                pending = index.pending(conn, self.source.id, self.recipe, limit, indexed=rebuild)
+                stale = index.stale_members(conn, self.source.id, self.recipe)
+                complete = len(pending) < limit
+                if not complete:  # of all others it is not known whether they are pending
+                    subjects = {(row.image_digest, row.part) for row in pending}
+                    notes = [note for note in notes if (note.image_digest, note.part) in subjects]
+            else:
+                notes, pending = index.noted(conn, self.source.id, self.recipe, limit)
+                stale = []
+                complete = len(notes) < limit
             buffer = next((entry for entry in base.segments if not entry.sealed), None) if base else None
             dead = set(stale)
             members = index.members_of(conn, buffer.sha256) if buffer else []
-        return _Ledger(base, pending, stale, buffer, [member for member in members if member not in dead])
+        carried = [member for member in members if member not in dead]
+        return _Ledger(base, pending, notes, stale, buffer, carried, complete)
 
     def _read_pending(self, ledger: _Ledger) -> Readable:
         dim = ledger.base.dim if ledger.base else None
@@ -231,7 +257,9 @@ class Builder:
         )
         self.step("ready to publish")
         with self.catalog.write() as conn:
-            published = index.publish(conn, self.lease, manifest, draft.members, draft.dropped, draft.intent_ids)
+            published = index.publish(
+                conn, self.lease, manifest, draft.members, draft.dropped, draft.intent_ids, draft.notes
+            )
             self.step("about to commit")
         return published
 
@@ -266,6 +294,13 @@ def _dropped(ledger: _Ledger, rebuild: bool, adding: bool) -> tuple[SegmentEntry
         return ledger.base.segments
     dying = ledger.buffer is not None and any(member.segment == ledger.buffer.sha256 for member in ledger.stale)
     return (ledger.buffer,) if ledger.buffer and (adding or dying) else ()
+
+
+def _done(ledger: _Ledger, found: Readable) -> list[int]:
+    """The notes that this round does justice to: their picture is taken in, or was not pending at all."""
+    taken = {(row.image_digest, row.part) for row in found.rows}
+    left = {(row.image_digest, row.part) for row in ledger.pending} - taken
+    return [note.id for note in ledger.notes if (note.image_digest, note.part) not in left]
 
 
 def _joined(old: Vectors | None, new: Vectors | None) -> Vectors | None:

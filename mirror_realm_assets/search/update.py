@@ -18,7 +18,13 @@ from mirror_realm_assets.stages.worker import Worker
 
 
 def update_index(
-    services: Services, stages: Sequence[Stage], name: str, *, run_id: str | None = None, kind: str = "run"
+    services: Services,
+    stages: Sequence[Stage],
+    name: str,
+    *,
+    full: bool = True,
+    run_id: str | None = None,
+    kind: str = "run",
 ) -> IndexReport:
     """Take a source's new embeddings into its index.
 
@@ -26,6 +32,7 @@ def update_index(
         services: settings, catalog, store.
         stages: the pipeline, whose embedding recipe tells which vectors belong together.
         name: of the source.
+        full: see `build.build_index`.
         run_id: the Dagster run.
         kind: of worker: `run` or `ingest`.
 
@@ -52,6 +59,7 @@ def update_index(
                 worker_id=worker.id,
                 lease_seconds=lease,
                 run_id=run_id,
+                full=full,
             )
         except Exception as error:
             with services.catalog.write() as conn:

@@ -1,8 +1,9 @@
 """The index sensor: sources with embeddings that their published index does not contain get an index run.
 
 Pending is a set difference asked of the ledger, never a watermark, a count or a generation: those lose an update that
-lands while a run is active. A request has no run key: a failed run would spend it, and the update would be lost. A
-storm of failing runs is prevented by counting each request as a failure until the run publishes.
+lands while a run is active. Most ticks ask it only of the pictures that the inbox names (`catalog.inbox`). A request
+has no run key: a failed run would spend it, and the update would be lost. A storm of failing runs is prevented by
+counting each request as a failure until the run publishes.
 """
 
 import time
@@ -12,8 +13,10 @@ import dagster as dg
 import sqlalchemy as sa
 
 from mirror_realm_assets.assets.factory import StageList
-from mirror_realm_assets.catalog import batches, index, sources
+from mirror_realm_assets.assets.faiss_index import IndexConfig
+from mirror_realm_assets.catalog import batches, inbox, index, sources
 from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.jobs import AssetJob
@@ -26,9 +29,10 @@ from mirror_realm_assets.stages.stage import lane_features
 
 _RUNTIME_SECONDS = 3600
 _BACKLOG_ITEMS = 2 * 500  # a file of the search lane is two items
-# What is gone from the folders is never shown by a search, so it may lie in an index for a while: looking for it costs
-# 0.7 s on 45,000 vectors, too much for every tick.
-_STALE_SECONDS = 300.0
+# A full look costs a second or two on 100,000 vectors, too much for every tick. It finds what is gone from the folders,
+# which no search shows and which may lie in an index for a while, and what no note told of.
+_LOOK_SECONDS = 300.0
+_LOOK_SHARE = 0.05  # of the time: where it takes long it is done less often
 
 
 def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
@@ -43,10 +47,12 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
     )
     def _sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SensorResult | dg.SkipReason:
         services, settings = library.services, library.settings
-        look_for_stale = time.time() - float(context.cursor or 0) >= _STALE_SECONDS
-        if look_for_stale:
-            context.update_cursor(str(time.time()))  # only how often it looks; what it finds is the ledger's
-        due, waiting = due_sources(services, settings, stages, look_for_stale=look_for_stale)
+        began = time.time()
+        full_look = began >= float(context.cursor or 0)
+        due, waiting = due_sources(services, settings, stages, full_look=full_look)
+        if full_look:  # the cursor only says when it is done again; what it finds is the ledger's
+            took = time.time() - began
+            context.update_cursor(str(began + max(_LOOK_SECONDS, took / _LOOK_SHARE)))
         if due:
             active = active_partitions(context.instance, job.name)
             due = [source for source in due if source.name not in active]
@@ -60,6 +66,7 @@ def index_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             run_requests=[
                 dg.RunRequest(
                     partition_key=source.name,
+                    run_config=dg.RunConfig(ops={"faiss_index": IndexConfig(full_look=full_look)}),
                     tags=index_tags(source.name, "sensor"),
                 )
                 for source in due
@@ -91,12 +98,17 @@ def _is_filling(conn: sa.Connection, source: Source, recipe: str, settings: Sett
 
 
 def due_sources(
-    services: Services, settings: Settings, stages: StageList, *, look_for_stale: bool = True
+    services: Services, settings: Settings, stages: StageList, *, full_look: bool = True
 ) -> tuple[list[Source], list[str]]:
-    """Sources whose index lacks something and whose back-off is over; and words about those that wait."""
+    """Sources whose index lacks something and whose back-off is over; and words about those that wait.
+
+    With a `full_look`, all embeddings and members are compared; else what the inbox names, which is cleared of what is
+    not pending.
+    """
     embeddings = next(stage for stage in stages(settings) if stage.feature == "embeddings")
     due: list[Source] = []
     waiting: list[str] = []
+    idle: list[Note] = []
     with services.catalog.read() as conn:
         at = now(conn)
         for source in sources.all_sources(conn):
@@ -107,8 +119,14 @@ def due_sources(
                 continue
             if recipe is None:
                 continue
-            pending = index.count_pending(conn, source.id, recipe.digest)
-            if not pending and not (look_for_stale and index.count_stale(conn, source.id, recipe.digest)):
+            if full_look:
+                lacks = index.count_pending(conn, source.id, recipe.digest) or index.count_stale(
+                    conn, source.id, recipe.digest
+                )
+            else:
+                lacks, not_pending = index.has_noted(conn, source.id, recipe.digest)
+                idle.extend(not_pending)
+            if not lacks:
                 continue
             if source.index_next_at is not None and source.index_next_at > at:
                 seconds = (source.index_next_at - at).total_seconds()
@@ -118,4 +136,7 @@ def due_sources(
                 waiting.append(f"{source.name} was published a moment ago, and many of its files are still to come")
                 continue
             due.append(source)
+    if idle:
+        with services.catalog.write() as conn:
+            inbox.forget(conn, [note.id for note in idle])
     return due, waiting

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mirror_realm_assets.catalog import sources
+from mirror_realm_assets.catalog import inbox, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.search.build import IndexReport, build_index
@@ -131,6 +131,7 @@ class Library:
                 media_id=media.id,
                 **values,
             )
+            inbox.shown(conn, [media.id])
         media.places[path] = "present"
 
     def set_state(self, media: Media, state: str, paths: Iterable[bytes] | None = None) -> None:
@@ -139,6 +140,7 @@ class Library:
             with self.catalog.write() as conn:
                 where = (t.locations.c.media_id == media.id, t.locations.c.path == path)
                 conn.execute(t.locations.update().where(*where).values(state=state))
+                inbox.shown(conn, [media.id])
             media.places[path] = state
 
     def change(self, media: Media, images: Sequence[str]) -> None:
@@ -151,6 +153,7 @@ class Library:
                 size = {"width": 1, "height": 1, "time_s": float(part), "page": part}
                 _insert(conn, t.parts, content_id=content, part=part, kind="still", image_digest=image, **size)
             conn.execute(t.media.update().where(t.media.c.id == media.id).values(content_id=content))
+            inbox.shown(conn, [media.id])
         media.digest, media.images = digest, list(images)
 
     def embed(
@@ -191,6 +194,7 @@ class Library:
                 if status == "ok" and verified:
                     half = row.vector.astype(np.float16)
                     self.vectors[recipe, row.image_digest, row.part] = half.astype(np.float64)
+                    inbox.embedded(conn, recipe, [(row.image_digest, row.part)])
         return stored.key
 
     def build(self, source: str = "photos", recipe: str = RECIPE, **options: object) -> IndexReport:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 from runs import add_run
 
-from mirror_realm_assets.catalog import index, sources
+from mirror_realm_assets.catalog import inbox, index, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.ingest.watch import FolderWatch
@@ -147,18 +148,32 @@ def test_the_cursor_only_spaces_out_the_look_for_what_is_gone(shelf: Shelf) -> N
     shelf.build()
     shelf.cursor = None
     assert shelf.requests() == []
-    looked = float(shelf.cursor or 0)
-    assert looked == pytest.approx(time.time(), abs=5)
+    next_look = float(shelf.cursor or 0)
+    assert next_look == pytest.approx(time.time() + 300, abs=5)
     with shelf.lab.catalog.write() as conn:
         conn.execute(t.locations.update().where(t.locations.c.path == b"a.png").values(state="deleted"))
         assert index.count_stale(conn, shelf.lab.source.id, shelf.recipe) == 1
     assert shelf.requests() == []  # looked a moment ago
-    assert float(shelf.cursor or 0) == looked
-    shelf.cursor = str(time.time() - 301)
-    assert len(shelf.requests()) == 1
+    assert float(shelf.cursor or 0) == next_look
+    shelf.cursor = str(time.time() - 1)
+    (request,) = shelf.requests()
+    assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": True}}}
     shelf.embed("c.png")  # what is new never waits for that look
     shelf.end_back_off()
-    assert len(shelf.requests()) == 1
+    (request,) = shelf.requests()
+    assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": False}}}
+
+
+def test_notes_for_nothing_are_cleared_by_the_next_tick(shelf: Shelf) -> None:
+    shelf.embed("a.png")
+    shelf.build()
+    shelf.cursor = str(time.time() + 300)
+    with shelf.lab.catalog.write() as conn:
+        inbox.shown(conn, conn.execute(sa.select(t.media.c.id)).scalars())
+        assert len(inbox.notes(conn, shelf.lab.source.id, shelf.recipe)) == 1
+    assert shelf.requests() == []
+    with shelf.lab.catalog.read() as conn:
+        assert inbox.notes(conn, shelf.lab.source.id, shelf.recipe) == []
 
 
 def test_each_source_is_asked_for_and_waits_by_itself(shelf: Shelf, tmp_path: Path) -> None:
