@@ -116,7 +116,7 @@ _TABLES = {
     "workers": "Processes that do work, with their heartbeats.",
     "index_manifests": "Published indexes: segments, model, recall.",
     "index_members": "Which vectors the published manifest contains; one with `deleted_at` is a tombstone.",
-    "index_inbox": "Pictures that an index has to look at: they came to have a vector, or came to be shown, since it was built.",
+    "index_inbox": "Pictures an index has to look at: they came to have a vector, or to be shown, since it was built.",
     "intents": "Objects that are about to be written: named before the first byte, never collected.",
     "objects": "Every object of the store that some row names; garbage is what is in neither this table nor `intents`.",
     "activity": "The audit trail: who changed what, and when; only ever appended to, by months on PostgreSQL.",

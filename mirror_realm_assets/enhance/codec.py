@@ -14,14 +14,15 @@ import io
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, get_args
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -42,6 +43,8 @@ _LONGEST_SIDE: dict[PictureFormat, int] = {"png": 2**31 - 1, "jpeg": 65_535, "we
 _QUALITY: dict[PictureFormat, int] = {"jpeg": 95, "webp": 90}
 _WEBP_EFFORT = 2  # 0.14 s and 253 kB; 0 gives 0.10 s and 293 kB, the default 4 0.31 s and 247 kB
 _IN_MEMORY = 64 << 20  # bytes of pixels; more wait in a file
+_WAITING_STRIP = 1 << 20  # bytes of pixels that are read together
+_DROPPED_TOGETHER = 16 << 20  # bytes, whole pages
 _SMALL = 256
 _BIG_TIFF = 3 << 30  # bytes of pixels from which a TIFF may outgrow 32-bit offsets
 
@@ -172,11 +175,12 @@ def _gathered(
         yield _image(whole.data, size, first)
         return
     with tempfile.TemporaryFile(dir=folder) as waiting:
+        # Without a name it goes with us, however we end.
+        waiting.write(_tiff_head(size, first))
         for strip in checked:
             waiting.write(np.ascontiguousarray(strip).data)
         waiting.flush()
-        # Without a name it goes with us, however we end; libvips reads it a window at a time.
-        yield _image(f"/proc/self/fd/{waiting.fileno()}", size, first)
+        yield _waiting_image(waiting, first)
 
 
 def _checked(strips: Iterable[Pixels], size: tuple[int, int], first: Pixels) -> Iterator[Pixels]:
@@ -190,18 +194,66 @@ def _checked(strips: Iterable[Pixels], size: tuple[int, int], first: Pixels) -> 
         raise ValueError(f"expected {size[0]} rows, got {count}")
 
 
-def _image(source: memoryview | str, size: tuple[int, int], like: Pixels) -> pyvips.Image:
+def _bands(like: Pixels) -> int:
+    return like.shape[2] if like.ndim == 3 else 1
+
+
+def _tiff_head(size: tuple[int, int], like: Pixels) -> bytes:
+    """Of a BigTIFF, up to its pixels, which follow uncompressed, row by row.
+
+    Raw pixels would need no head, but libvips maps such a file as a whole, and its pages would count as ours; a TIFF
+    it reads a strip at a time.
+    """
+    height, width = size
+    bands, bits = _bands(like), 8 * like.itemsize
+    row = width * bands * like.itemsize
+    rows = max(1, _WAITING_STRIP // row)
+    count = -(-height // rows)
+    colour = 2 if bands >= 3 else 1
+    short, long, long8 = 3, 4, 16
+    tags = [
+        (256, long, [width]),
+        (257, long, [height]),
+        (258, short, [bits] * bands),
+        (259, short, [1]),  # no compression
+        (262, short, [colour]),
+        (273, long8, [0] * count),
+        (277, short, [bands]),
+        (278, long, [rows]),
+        (279, long8, [row * min(rows, height - strip * rows) for strip in range(count)]),
+    ]
+    if bands in (2, 4):
+        tags.append((338, short, [2]))  # alpha that colours are not multiplied with
+    begin = 16 + 8 + 20 * len(tags) + 8
+    pixels = begin + 2 * 8 * count
+    tags[5] = (273, long8, [pixels + strip * rows * row for strip in range(count)])
+    head = struct.pack("=2sHHHQQ", b"II" if sys.byteorder == "little" else b"MM", 43, 8, 0, 16, len(tags))
+    tail = b""
+    for tag, kind, values in tags:
+        packed = struct.pack(f"={len(values)}{_TIFF_TYPES[kind]}", *values)
+        if len(packed) > 8:
+            packed, tail = struct.pack("=Q", begin + len(tail)), tail + packed
+        head += struct.pack("=HHQ", tag, kind, len(values)) + packed.ljust(8, b"\0")
+    return (head + bytes(8) + tail).ljust(pixels, b"\0")
+
+
+def _waiting_image(waiting: IO[bytes], like: Pixels) -> pyvips.Image:
     import pyvips
 
-    bands = like.shape[2] if like.ndim == 3 else 1
-    eight = like.dtype == np.uint8
-    kind = "uchar" if eight else "ushort"
-    if isinstance(source, str):
-        image = pyvips.Image.rawload(source, size[1], size[0], bands, format=kind, access="sequential")
-    else:
-        image = pyvips.Image.new_from_memory(source, size[1], size[0], bands, kind)
-    grey, colour = ("b-w", "srgb") if eight else ("grey16", "rgb16")
-    return image.copy(interpretation=colour if bands >= 3 else grey)
+    image = pyvips.Image.tiffload(f"/proc/self/fd/{waiting.fileno()}", access="sequential")
+    return _of_kind(image, like)
+
+
+def _image(source: memoryview, size: tuple[int, int], like: Pixels) -> pyvips.Image:
+    import pyvips
+
+    kind = "uchar" if like.dtype == np.uint8 else "ushort"
+    return _of_kind(pyvips.Image.new_from_memory(source, size[1], size[0], _bands(like), kind), like)
+
+
+def _of_kind(image: pyvips.Image, like: Pixels) -> pyvips.Image:
+    grey, colour = ("b-w", "srgb") if like.dtype == np.uint8 else ("grey16", "rgb16")
+    return image.copy(interpretation=colour if image.bands >= 3 else grey)
 
 
 @contextmanager
@@ -262,11 +314,15 @@ def probe(content: Buffer) -> Probe:
     Raises:
         Failed: `not_verified`, saying what is wrong.
     """
+    return _probe(content, lambda _position: None)
+
+
+def _probe(content: Buffer, read_up_to: Callable[[int], None]) -> Probe:
     head = bytes(content[:12])
     try:
         if head.startswith(_PNG_MAGIC):
             with memoryview(content) as view:  # type: ignore[arg-type] # bytes and mmap are buffers
-                return _probe_png(view)
+                return _probe_png(view, read_up_to)
         if head.startswith(b"\xff\xd8"):
             return _probe_jpeg(content)
         if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -284,10 +340,24 @@ def probe_file(path: Path) -> Probe:
         if not os.fstat(file.fileno()).st_size:
             raise _broken("it is empty")
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
-            return probe(content)
+            return _probe(content, _Dropping(content).up_to)
 
 
-def _probe_png(content: memoryview) -> Probe:
+class _Dropping:
+    """Lets go of a mapping's pages behind the reader, which else count as this process's memory."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._dropped = 0
+
+    def up_to(self, position: int) -> None:
+        length = (position - self._dropped) // _DROPPED_TOGETHER * _DROPPED_TOGETHER
+        if length:
+            self._content.madvise(mmap.MADV_DONTNEED, self._dropped, length)
+            self._dropped += length
+
+
+def _probe_png(content: memoryview, read_up_to: Callable[[int], None]) -> Probe:
     width, height = struct.unpack_from(">II", content, 16)
     position, kind = len(_PNG_MAGIC), b""
     while kind != b"IEND":
@@ -297,6 +367,7 @@ def _probe_png(content: memoryview) -> Probe:
         if _crc(content, position + 4, end) != checksum:
             raise _broken(f"a PNG checksum is wrong at byte {position}")
         position = end + 4
+        read_up_to(position)
     if position != len(content):
         raise _broken("something follows the end of the PNG")
     return Probe(width, height, "png")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -169,13 +171,16 @@ def test_quality_decides_size(photos: dict[str, Picture]) -> None:
         assert sizes == sorted(sizes)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [(), (2,), (3,), (4,)])
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_a_large_picture_waits_in_a_file_and_comes_out_the_same(
-    file_format: PictureFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file_format: PictureFormat, channels: tuple[int, ...], kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
+    picture = np.random.default_rng(3).integers(0, np.iinfo(kind).max, (300, 200, *channels), kind)
     whole = encode(picture, file_format)
     monkeypatch.setattr("mirror_realm_assets.enhance.codec._IN_MEMORY", 1000)
+    monkeypatch.setattr("mirror_realm_assets.enhance.codec._WAITING_STRIP", 5_000)
     path = tmp_path / "made"
     with path.open("wb") as file:
         rows = (picture[top : top + 7] for top in range(0, 300, 7))
@@ -183,6 +188,32 @@ def test_a_large_picture_waits_in_a_file_and_comes_out_the_same(
     assert path.read_bytes() == whole
     assert [one.name for one in tmp_path.iterdir()] == ["made"]
     assert probe_file(path) == (200, 300, file_format)
+
+
+def test_a_large_result_is_written_and_checked_in_bounded_memory(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from mirror_realm_assets.enhance.codec import Style, encode_rows, probe_file
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+rows = np.random.default_rng(1).integers(0, 256, (250, 5000, 3), np.uint8)  # a PNG of noise is as large as its pixels
+folder = Path(sys.argv[1])
+def write(name, count):
+    with (folder / name).open("wb") as file:
+        encode_rows((rows for _ in range(count)), (250 * count, 5000), Style("png"), file, folder)
+    assert probe_file(folder / name).height == 250 * count
+write("warm.png", 1)
+before = peak()
+write("large.png", 32)
+print((peak() - before) / (32 * rows.nbytes))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5  # of 120 MB; mapped as a whole it would be more than 1
 
 
 def test_rows_that_do_not_make_the_picture_are_noticed() -> None:
