@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -17,9 +17,10 @@ from mirror_realm_assets.catalog.wants import Recipe, Record, failure_record
 _CHUNK = 400
 
 
-@dataclass(frozen=True)
-class FeatureKey:
+class FeatureKey(NamedTuple):
     """What a feature is of: the digest of its subject (see `tables.features`), part, feature, digest of the recipe."""
+
+    # A tuple, because a batch compares tens of thousands of them.
 
     image_digest: str
     part: int
@@ -54,13 +55,19 @@ def records(conn: sa.Connection, keys: Iterable[FeatureKey]) -> dict[FeatureKey,
     digests = sorted({key.image_digest for key in wanted})
     found: dict[FeatureKey, Record] = {}
     c = t.features.c
+    columns = [c.image_digest, c.part, c.feature, c.recipe, *(c[name] for name in Record.__dataclass_fields__)]
     for start in range(0, len(digests), _CHUNK):
-        query = sa.select(t.features).where(c.image_digest.in_(digests[start : start + _CHUNK]))
-        for row in conn.execute(query).mappings():
-            key = FeatureKey(row["image_digest"], row["part"], row["feature"], row["recipe"])
+        query = sa.select(*columns).where(c.image_digest.in_(digests[start : start + _CHUNK]))
+        for digest, part, feature, recipe, *facts in conn.execute(query):
+            key = FeatureKey(digest, part, feature, recipe)
             if key in wanted:
-                found[key] = _record(row)
+                found[key] = _DONE if facts == _DONE_FACTS else Record(*facts)
     return found
+
+
+# What most records say; as one object it is compared and judged once.
+_DONE = Record("ok")
+_DONE_FACTS = [getattr(_DONE, name) for name in Record.__dataclass_fields__]
 
 
 def is_ok(conn: sa.Connection, key: FeatureKey) -> bool:

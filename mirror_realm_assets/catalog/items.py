@@ -93,6 +93,7 @@ def open_work(
     source: Source,
     rules: Sequence[Rule],
     limits: Mapping[str, float],
+    feature: str | None = None,
 ) -> list[Work]:
     """Every open item of a batch with its verdict, in the batch's order.
 
@@ -102,8 +103,12 @@ def open_work(
         source: its source.
         rules: of all features, in dependency order.
         limits: today's limits by name (`max_pixels`, `max_file_bytes`, ...).
+        feature: only the items of this one.
     """
-    rows = conn.execute(_open_rows(batch.id, [rule.feature for rule in rules if rule.of_bytes])).mappings().all()
+    query = _open_rows(batch.id, [rule.feature for rule in rules if rule.of_bytes])
+    if feature is not None:
+        query = query.where(t.batch_items.c.feature == feature)
+    rows = conn.execute(query).mappings().all()
     if not rows:
         return []
     at = now(conn)
@@ -111,17 +116,23 @@ def open_work(
     subjects = [(_subject(row, source), row) for row in rows]
     wants_by_facts = {facts: wanted(rules, policy, facts) for facts in {_facts(subject) for subject, _row in subjects}}
     wants_of = [wants_by_facts[_facts(subject)] for subject, _row in subjects]
-    known = feature_rows.records(conn, _keys(subjects, wants_of))
+    keys_of = [_keys(subject, wants) for (subject, _row), wants in zip(subjects, wants_of, strict=True)]
+    known = feature_rows.records(conn, {key for keys in keys_of for key in keys.values()})
     found = []
-    for (subject, row), wants in zip(subjects, wants_of, strict=True):
-        by_feature = {
-            feature: record
-            for feature, want in wants.items()
-            if (record := _record_of(want, subject, row, known, limits)) is not None
-        }
-        verdict = judge(wants, by_feature, at, limits).get(row["feature"], Verdict(State.NOT_WANTED, "not_wanted"))
-        want = wants.get(row["feature"])
-        found.append(_work(row, subject, verdict, want, by_feature.get(row["feature"])))
+    # Most subjects stand alike: the same wants, and of each the same record, which `known` keeps alive.
+    judged: dict[tuple[int, ...], Mapping[str, Verdict]] = {}
+    for (subject, row), wants, keys in zip(subjects, wants_of, keys_of, strict=True):
+        by_feature = {name: record for name, key in keys.items() if (record := known.get(key)) is not None}
+        if subject.digest is None and RAW in wants and (place := _location_record(row, limits)) is not None:
+            by_feature[RAW] = place
+            verdicts: Mapping[str, Verdict] = judge(wants, by_feature, at, limits)
+        else:
+            alike = (id(wants), *(id(by_feature.get(name)) for name in wants))
+            if alike not in judged:
+                judged[alike] = judge(wants, by_feature, at, limits)
+            verdicts = judged[alike]
+        verdict = verdicts.get(row["feature"], Verdict(State.NOT_WANTED, "not_wanted"))
+        found.append(_work(row, subject, verdict, wants.get(row["feature"]), by_feature.get(row["feature"])))
     return found
 
 
@@ -131,18 +142,23 @@ def settle(
     source: Source,
     rules: Sequence[Rule],
     limits: Mapping[str, float],
+    feature: str | None = None,
 ) -> list[Work]:
-    """Settle the items that need nothing more and note when the others are due; returns what is still open."""
-    lock_items(conn, t.batch_items.c.batch_id == batch.id, t.batch_items.c.settled_at.is_(None))
+    """Settle the items that need nothing more and note when the others are due; returns what is still open.
+
+    With `feature`, only its items, and not those that a change of their file has overtaken.
+    """
+    one = [] if feature is None else [t.batch_items.c.feature == feature]
+    lock_items(conn, t.batch_items.c.batch_id == batch.id, t.batch_items.c.settled_at.is_(None), *one)
     at = now(conn)
     still_open: list[Work] = []
     endings: dict[tuple[str, str | None], list[int]] = {}
     dues: dict[datetime | None, list[int]] = {}
-    open_items = open_work(conn, batch, source, rules, limits)
+    open_items = open_work(conn, batch, source, rules, limits, feature)
     to_be_read = {work.n for work in open_items if work.feature == RAW}
     for item_id, group in groupby(open_items, key=lambda work: work.item_id):
         works = list(group)
-        ending = _ending(works, batch, at) or _overtaken(works[0], to_be_read)
+        ending = _ending(works, batch, at) or (_overtaken(works[0], to_be_read) if feature is None else None)
         if ending:
             endings.setdefault(ending, []).append(item_id)
             continue
@@ -290,35 +306,15 @@ def _facts(subject: Subject) -> PartFacts | None:
     return PartFacts(subject.width, subject.height, subject.kind) if subject.kind else None
 
 
-def _keys(
-    subjects: Sequence[tuple[Subject, sa.RowMapping]], wants_of: Sequence[Mapping[str, Want]]
-) -> list[FeatureKey]:
-    return [
-        key
-        for (subject, _row), wants in zip(subjects, wants_of, strict=True)
-        for want in wants.values()
-        if (key := _key(want, subject)) is not None
-    ]
-
-
-def _key(want: Want, subject: Subject) -> FeatureKey | None:
-    digest = subject.digest if want.of_bytes else subject.image_digest
-    if want.recipe is None or digest is None:
-        return None
-    return FeatureKey(digest, 0 if want.of_bytes else subject.part, want.feature, want.recipe.digest)
-
-
-def _record_of(
-    want: Want,
-    subject: Subject,
-    row: sa.RowMapping,
-    known: Mapping[FeatureKey, Record],
-    limits: Mapping[str, float],
-) -> Record | None:
-    if want.feature == RAW and subject.digest is None:
-        return _location_record(row, limits)
-    key = _key(want, subject)
-    return known.get(key) if key else None
+def _keys(subject: Subject, wants: Mapping[str, Want]) -> dict[str, FeatureKey]:
+    """Under which each wanted feature of a subject is recorded, as far as the subject is known."""
+    found = {}
+    for feature, want in wants.items():
+        digest = subject.digest if want.of_bytes else subject.image_digest
+        if want.recipe is not None and digest is not None:
+            part = 0 if want.of_bytes else subject.part
+            found[feature] = FeatureKey(digest, part, feature, want.recipe.digest)
+    return found
 
 
 def _location_record(row: sa.RowMapping, limits: Mapping[str, float]) -> Record | None:

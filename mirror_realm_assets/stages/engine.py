@@ -159,7 +159,7 @@ class _Run:
             if context.run_id:
                 batch_rows.note_run(conn, context.batch.id, self.stage.lane, context.run_id)
             items.count_crashes(conn, context.batch.id, self.stage.feature)
-            works = self._settle(conn)
+            works = self._settle(conn, self.stage.feature)
         pending = [w for w in works if w.feature == self.stage.feature and w.verdict.state is State.PENDING]
         # One piece of work for each feature to be recorded: a place, or a picture wherever it lies. The items of a
         # second file with the same picture are settled by the same record.
@@ -330,8 +330,8 @@ class _Run:
             part = 0 if work.of_bytes else work.subject.part
             features.forget(conn, features.FeatureKey(digest, part, work.feature, work.recipe.digest))
 
-    def _settle(self, conn: sa.Connection) -> list[Work]:
-        return items.settle(conn, self.context.batch, self.context.source, self.rules, self.limits)
+    def _settle(self, conn: sa.Connection, feature: str | None = None) -> list[Work]:
+        return items.settle(conn, self.context.batch, self.context.source, self.rules, self.limits, feature)
 
     def _end(self) -> None:
         with self.catalog.write() as conn:
