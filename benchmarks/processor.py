@@ -25,12 +25,14 @@ _WORDS = {
     " watch": "watcher",
     " up ": "up",
     "decode": "decoders",
-    "mirror_realm": "other",
 }
 
 
 class Processor:
-    """Seconds of processor time by program, since it was made; `sample` often, as processes end."""
+    """Seconds of processor time by program that this process started, since it was made.
+
+    `sample` often, as processes end.
+    """
 
     def __init__(self) -> None:
         self._first = dict(_now())
@@ -50,6 +52,7 @@ class Processor:
 
 def _now() -> dict[tuple[int, str], float]:
     found = {}
+    parents: dict[int, int] = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
@@ -58,7 +61,15 @@ def _now() -> dict[tuple[int, str], float]:
             fields = (process / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
-        role = next((role for word, role in _WORDS.items() if word in command), None)
-        if role is not None:
-            found[int(process.name), role] = (int(fields[11]) + int(fields[12])) / _TICKS
-    return found
+        role = next((role for word, role in _WORDS.items() if word in command), "other")
+        parents[int(process.name)] = int(fields[1])
+        found[int(process.name), role] = (int(fields[11]) + int(fields[12])) / _TICKS
+    return {key: seconds for key, seconds in found.items() if _is_ours(key[0], parents)}
+
+
+def _is_ours(pid: int, parents: dict[int, int]) -> bool:
+    while pid > 1:
+        pid = parents.get(pid, 0)
+        if pid == os.getpid():
+            return True
+    return False
