@@ -59,6 +59,33 @@ print(json.dumps({"without": without, "model": loaded - without, "peak": max(pea
 
 _PASSES = 3
 
+_WHOLE = """
+import io, json, sys
+from pathlib import Path
+import numpy as np
+from mirror_realm_assets.enhance import memory
+from mirror_realm_assets.enhance.codec import Style, encode_rows
+from mirror_realm_assets.enhance.tiling import plan
+from mirror_realm_assets.enhance.upscale import Upscaler
+from mirror_realm_assets.weights.registry import MODELS
+name, folder, height, width, tile, outscale = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+with Upscaler(MODELS[name], folder, device="cpu", precision="fp32", threads=2) as upscaler:
+    loaded = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    rows = upscaler.strips(picture, tile=tile, outscale=outscale)
+    size = upscaler.output_size(height, width, outscale)
+    encode_rows(rows, size, Style("jpeg"), io.BytesIO())
+    around = memory.of_picture(memory.Picture(height, width), tile=tile, scale=4, outscale=outscale)
+    most = max(one.padded.pixels for one in plan(height, width, tile=tile))
+    print(json.dumps({"estimate": upscaler.need.of(most) + around, "peak": status("VmHWM") - loaded}))
+"""
+# Height, width, tile and outscale of pictures that go all the way to a file.
+_PICTURES = ((600, 800, 256, 4), (600, 800, 256, 3))
+
 
 class _Case(NamedTuple):
     model: str
@@ -106,16 +133,37 @@ def main() -> None:
             }
         )
         print(*rows[-1].values(), flush=True)
-    ratios = [row["estimate_over_measured"] for row in rows]
-    write("memory", {"lowest": min(ratios), "highest": max(ratios), "cases": rows})
+    whole = [_whole_picture(numbers, str(folder)) for numbers in _PICTURES]
+    ratios = [row["estimate_over_measured"] for row in (*rows, *whole)]
+    write("memory", {"lowest": min(ratios), "highest": max(ratios), "tiles": rows, "pictures": whole})
+
+
+def _whole_picture(numbers: tuple[int, int, int, int], folder: str) -> dict[str, Any]:
+    """From pixels to the bytes of a JPEG, everything beyond the loaded model."""
+    found = _child(_WHOLE, [_VIDEO, folder, *map(str, numbers)], "")
+    height, width, tile, outscale = numbers
+    return {
+        "model": _VIDEO,
+        "picture": [height, width],
+        "tile": tile,
+        "outscale": outscale,
+        "measured_mb": round(found["peak"] / 1e6),
+        "estimate_mb": round(found["estimate"] / 1e6),
+        "estimate_over_measured": round(found["estimate"] / found["peak"], 2),
+    }
 
 
 def _measured(case: _Case, folder: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", _CHILD, case.model, folder, case.precision, str(_PASSES)]
+    shape = "x".join(map(str, case.shape))
+    return _child(_CHILD, [case.model, folder, case.precision, str(_PASSES), shape], case.isa)
+
+
+def _child(script: str, arguments: list[str], isa: str) -> dict[str, Any]:
+    """What a script printed, in a process of its own."""
     environment = os.environ | {"GOMP_SPINCOUNT": "3000"}
-    if case.isa:
-        environment["ONEDNN_MAX_CPU_ISA"] = case.isa
-    command.append("x".join(map(str, case.shape)))
+    if isa:
+        environment["ONEDNN_MAX_CPU_ISA"] = isa
+    command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603 - our own
     found: dict[str, Any] = json.loads(done.stdout)
     return found

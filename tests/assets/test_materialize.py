@@ -81,8 +81,9 @@ def test_a_step_that_ends_lets_its_models_go_and_nothing_else(lab: Lab, instance
             self.closed = True
 
     model, other = Held(), Held()
-    lab.services.held(f"{MODEL}upscaler/any", lambda: model)
-    lab.services.held("other", lambda: other)
+    services = LibraryResource(home=str(lab.home)).services
+    services.held(f"{MODEL}upscaler/any", lambda: model)
+    services.held("other", lambda: other)
     lab.picture("1.png", 1)
     (batch,) = lab.form(pipeline(lab.settings))
     assert materialize(lab, instance, batch.key).success
