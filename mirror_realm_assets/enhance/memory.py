@@ -6,8 +6,9 @@ What belongs here: reckoning, in bytes, from models, shapes and number formats. 
 A network's peak has three parts. Something is always there: code that oneDNN makes for the CPU, buffers of threads. The
 largest maps grow with the tile: of RRDBNet two of 64 channels at the size of the result. And malloc keeps pieces of the
 small maps before them, because blocks below 32 MiB stay in its heap. Giving such blocks back at once (a fixed
-`M_MMAP_THRESHOLD` of 1 MiB) makes the peak a fifth to a third smaller and equal from pass to pass, but costs half as
-much time again in bf16: the kernel clears every page anew. Fewer arenas change nothing, since one thread allocates.
+`M_MMAP_THRESHOLD` of 1 MiB) makes the peak a sixth to a third smaller and equal from pass to pass, but costs half as
+much CPU time again in bf16, or more: the kernel clears every page anew. One arena is no better, since one thread
+allocates.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def of_picture(picture: Picture, *, tile: int, scale: int, outscale: float | Non
     if picture.channels < 3:
         rows += 8 * row  # the mean of three channels is taken in 32 bits, twice
     if outscale != scale:
-        rows += 2 * row * colours + 8 * row  # what the resizer keeps, and one plane of it in floats
+        rows += 2 * row * colours + 4 * row  # what the resizer keeps, and one plane of it in floats
     result = math.ceil(pixels * outscale**2) * max(picture.channels, 1) * picture.itemsize
     return given + rows + 2 * min(result, _ENCODED_IN_MEMORY)
 
