@@ -36,7 +36,7 @@ class Key:
     """What a record is about.
 
     Attributes:
-        model: digest of the weights.
+        model: its name.
         device: where the network runs.
         precision: in which number format.
         shape: height and width of the pictures.
