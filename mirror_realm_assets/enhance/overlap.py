@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -35,6 +36,7 @@ from mirror_realm_assets.stages.flow import read_ahead
 from mirror_realm_assets.stages.stage import Result
 from mirror_realm_assets.store.interface import StoredObject
 from mirror_realm_assets.store.writing import Writing
+from mirror_realm_assets.weights.hardware import Device
 
 if TYPE_CHECKING:
     from mirror_realm_assets.enhance.layers import Pixels
@@ -43,10 +45,13 @@ if TYPE_CHECKING:
     _Begun = tuple[Work, Picture | Exception, Iterator[Pixels]]
 
 _WAITING = 512 << 20  # five results of 1080p at four times the width and height
-_READ_AHEAD = 16  # two full batches of small pictures; the bytes bound large ones
+# Pictures: on a GPU two full batches of small ones, the bytes bound large ones. All are marked running meanwhile.
+_READ_AHEAD: dict[Device, int] = {"cpu": 2, "cuda": 16}
 _MOST_ENCODERS = 4
 _PUBLISHERS = 2
 _BEHIND = 8  # pictures computed and not yet recorded: what a crash would cost
+# After one that took so long to compute nothing is gained by going on before it is recorded, and much can be lost.
+_LONG_SECONDS = 20.0
 
 
 class _GivenUp(Exception):
@@ -269,16 +274,17 @@ def overlapping(works: Iterable[Work], steps: Steps) -> Iterator[Result]:
     When `Stopped` is raised between two tiles or pictures, what was computed before is still given. However it ends, no
     thread is left behind.
     """
-    read = read_ahead(works, steps.read, threads=1, cost=_decoded_bytes, items=_READ_AHEAD)
+    read = read_ahead(works, steps.read, threads=1, cost=_decoded_bytes, items=_READ_AHEAD[steps.model.device])
     with _Behind(steps) as behind, closing(read):  # type: ignore[type-var] # a generator
         try:
             for group in _groups(read, steps):
                 for work, found, rows in group:
+                    since = time.monotonic()
                     if isinstance(found, Exception):
                         behind.fail(work, found)
                     else:
                         behind.take(found, rows)
-                    yield from behind.ready()
+                    yield from behind.ready(most=0 if time.monotonic() - since > _LONG_SECONDS else _BEHIND)
             yield from behind.ready(most=0)
         except Stopped:
             steps.interrupt()
@@ -301,6 +307,8 @@ def _groups(read: Iterable[_Read], steps: Steps) -> Iterator[list[_Begun]]:
             yield from begun
             raise Stopped(steps.context.stopped)
         begun_any = True
+        used = steps.context.used
+        used["pictures_at_once"] = max(len(equal), int(used.get("pictures_at_once", 1)))
         begun.append(_begin(equal, steps))
         if len(begun) > AHEAD[steps.model.device]:
             yield begun.popleft()
