@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, enhance, known, latency, moved, production, quality, scan, ui
+from benchmarks import corrupt, engine, enhance, known, latency, memory, moved, production, quality, scan, ui
 
 ALL = {
     "corrupt": corrupt.main,
@@ -12,6 +12,7 @@ ALL = {
     "enhance": enhance.main,
     "known": known.main,
     "latency": latency.main,
+    "memory": memory.main,
     "moved": moved.main,
     "production": production.main,
     "quality": quality.main,

@@ -25,10 +25,11 @@ import numpy.typing as npt
 
 from benchmarks.library import Library, library
 from benchmarks.results_file import write
+from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.enhance.codec import Style, encode_rows
 from mirror_realm_assets.enhance.reference import ReferenceUpscaler
 from mirror_realm_assets.enhance.stage import enhanced_images_stage
-from mirror_realm_assets.enhance.tiling import largest_tile, overhead, plan
+from mirror_realm_assets.enhance.tiling import overhead, plan
 from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.ingest.batching import form_batches
 from mirror_realm_assets.ingest.stage import raw_media_stage
@@ -139,7 +140,7 @@ def _interleaved(runs: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], 
 def _overhead(settings: Settings) -> float:
     """Of the tiles that are chosen for 1080p with the memory that is free here."""
     with Upscaler(MODEL, settings.models_dir, threads=2) as upscaler:
-        tile = largest_tile(1080, 1920, max_pixels=upscaler._tile_pixels())
+        tile = upscaler.chosen_tile(memory.Picture(1080, 1920))
     return round(overhead(plan(1080, 1920, tile=tile)), 3)
 
 

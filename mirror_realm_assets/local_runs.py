@@ -61,7 +61,6 @@ def run_source(
     ran = Ran()
     _run_lane(settings, services, instance, definitions, stages, name, "search", ran, say)
     _run_index(settings, services, instance, definitions, stages, name, ran, say)
-    services.let_go("embedder/")  # the next lane has its own model
     _run_lane(settings, services, instance, definitions, stages, name, "enhance", ran, say)
     _run_lane(settings, services, instance, definitions, stages, name, "archive", ran, say)
     return ran

@@ -193,6 +193,11 @@ class Settings(BaseSettings):
         return self.home / "cache"
 
     @property
+    def tiles_file(self) -> Path:
+        """Which tiles this machine's memory has held; may be deleted at any time."""
+        return self.home / "tiles.json"
+
+    @property
     def models_dir(self) -> Path:
         """Converted and verified weights, one safetensors file a model."""
         return self.home / "models"

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -200,3 +201,13 @@ def test_limits_that_do_not_fit_this_machine_are_told(
     (settings.dagster_home / "dagster.yaml").write_text(json.dumps({"concurrency": concurrency}))
     (found,) = production.limits(settings)
     assert found.level == level and told in found.found + found.remedy
+
+
+def test_a_machine_too_small_for_one_enhancement_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.at(tmp_path, device="cpu")
+    settings.dagster_home.mkdir()
+    concurrency = {"runs": {"max_concurrent_runs": 1}, "pools": {"default_limit": 1}}
+    (settings.dagster_home / "dagster.yaml").write_text(json.dumps({"concurrency": concurrency}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1_550_000_000))
+    (found,) = production.limits(settings)
+    assert found.level == "warn" and "more memory" in found.remedy

@@ -21,6 +21,7 @@ from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.engine import run_stage
 from mirror_realm_assets.stages.report import StageReport
+from mirror_realm_assets.stages.services import MODEL
 from mirror_realm_assets.stages.stage import Stage
 
 OWNERS = ["team:media"]
@@ -61,15 +62,18 @@ def stage_asset(
         settings = library.settings
         pipeline = stages(settings)
         mine = next((found for found in pipeline if found.name == stage.name), stage)
-        report = run_stage(
-            mine,
-            context.partition_key,
-            library.services,
-            pipeline,
-            run_id=context.run.run_id,
-            slice_seconds=settings.slice_seconds if mine.lane != "search" else None,
-            on_progress=_Progress(context.log.info),
-        )
+        try:
+            report = run_stage(
+                mine,
+                context.partition_key,
+                library.services,
+                pipeline,
+                run_id=context.run.run_id,
+                slice_seconds=settings.slice_seconds if mine.lane != "search" else None,
+                on_progress=_Progress(context.log.info),
+            )
+        finally:
+            library.services.let_go(MODEL)  # the next step of this process has its own
         with library.services.catalog.read() as conn:
             outcomes = gates.outcomes(conn, context.partition_key, stage.feature)
             recipe = mine.recipe(gates.policy_of(conn, context.partition_key))

@@ -17,12 +17,16 @@ import yaml
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.doctor.verdict import Finding, rate
+from mirror_realm_assets.enhance.memory import for_step, pictures_at_once
 from mirror_realm_assets.errors import clean_reason
 from mirror_realm_assets.resources.stores import bucket_client, encryption
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.store import s3
 from mirror_realm_assets.store.uploads import ONLY_IF_NEW
+from mirror_realm_assets.weights.added import find
+from mirror_realm_assets.weights.hardware import Precision
 
 _CONNECT_SECONDS = 5
 _CLOCKS_WARN, _CLOCKS_FAIL = 5.0, 600.0  # a service of S3 refuses requests that are a quarter of an hour off
@@ -113,7 +117,20 @@ def limits(settings: Settings) -> list[Finding]:
         )
     elif pool is None or pool > devices:
         warn = f"Set concurrency.pools.default_limit to {devices} in dagster.yaml: more only wait for each other."
+    elif (fitting := pictures_at_once(memory, _enhancement(settings))) < pool:
+        warn = (
+            f"Enhance on a machine with more memory, or set concurrency.pools.default_limit to {max(fitting, 1)} in "
+            f"dagster.yaml: each enhancement needs {_enhancement(settings) / 1e9:.1f} GB."
+        )
     return [rate("limits", told, warn=warn)]
+
+
+def _enhancement(settings: Settings) -> int:
+    """What a run of enhancement needs at least, with the policy that sources have by default."""
+    usual = SourcePolicy()
+    precision: Precision = "fp32" if settings.precision == "auto" else settings.precision
+    model = find(settings.models_dir, usual.enhance_model, "enhance")
+    return for_step(model, precision, max_pixels=usual.enhance_max_pixels, outscale=usual.enhance_outscale)
 
 
 def _devices(settings: Settings) -> int:

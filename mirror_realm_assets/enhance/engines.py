@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.remembered import RememberedTiles
 from mirror_realm_assets.enhance.upscale import Prepared, Tiles, Upscaler, go_on, tell_nobody
 from mirror_realm_assets.weights.hardware import Device, DeviceSetting, Precision, PrecisionSetting
 from mirror_realm_assets.weights.registry import Model
@@ -90,17 +91,25 @@ def open_engine(
     precision: PrecisionSetting = "auto",
     threads: int = 2,
     denoise_strength: float | None = None,
+    remembered: RememberedTiles | None = None,
 ) -> Engine:
     """The model `spec` in the hands of an engine.
 
-    `denoise_strength`, from 0 to 1, is for a model that has a pair to be mixed with.
+    `denoise_strength`, from 0 to 1, is for a model that has a pair to be mixed with; `remembered` for the engine that
+    chooses tiles, `native`.
 
     Raises:
         SetupError: weights are missing or altered, or the engine lacks a setting, a model, or its packages.
     """
     if engine == "native":
         return Upscaler(
-            spec, models_dir, device=device, precision=precision, threads=threads, denoise_strength=denoise_strength
+            spec,
+            models_dir,
+            device=device,
+            precision=precision,
+            threads=threads,
+            denoise_strength=denoise_strength,
+            remembered=remembered,
         )
     from mirror_realm_assets.enhance.reference import ReferenceUpscaler
 

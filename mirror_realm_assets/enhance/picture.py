@@ -24,6 +24,7 @@ from mirror_realm_assets.enhance.engines import Engine, EngineName, open_engine
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
 from mirror_realm_assets.enhance.faces import FaceRestorer, open_restorer, rows_with_faces
 from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.remembered import RememberedTiles
 from mirror_realm_assets.enhance.upscale import Tiles
 from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
 from mirror_realm_assets.ingest.decoder import Decoder
@@ -132,6 +133,7 @@ def enhance_file(
                 precision=precision or settings.precision,
                 threads=settings.threads,
                 denoise_strength=denoise_strength,
+                remembered=RememberedTiles(settings.tiles_file),
             )
         )
         size = network.output_size(height, width, outscale)

@@ -12,7 +12,7 @@ from mirror_realm_assets.catalog.policy import SourcePolicy
 from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.enhance.steps import Steps
 from mirror_realm_assets.stages.context import StageContext, Stopped
-from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.services import MODEL, Services
 from mirror_realm_assets.stages.stage import Result, Stage
 from mirror_realm_assets.weights.added import find
 from mirror_realm_assets.weights.denoise import require_denoise
@@ -95,13 +95,14 @@ def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
 def upscaler(services: Services, policy: SourcePolicy) -> Engine:
     """The enhancement model of a policy in the hands of its engine, loaded once a process."""
     from mirror_realm_assets.enhance.engines import open_engine
+    from mirror_realm_assets.enhance.remembered import RememberedTiles
 
     s = services.settings
     model = find(s.models_dir, policy.enhance_model, "enhance")
     engine, strength = policy.enhance_engine, policy.enhance_denoise_strength
     return services.held(
         # With the digest: weights can be replaced under their name while a process runs.
-        f"upscaler/{engine}/{model.name}/{model.weights_sha256}/{strength}",
+        f"{MODEL}upscaler/{engine}/{model.name}/{model.weights_sha256}/{strength}",
         lambda: open_engine(
             engine,
             model,
@@ -110,6 +111,7 @@ def upscaler(services: Services, policy: SourcePolicy) -> Engine:
             precision=s.precision,
             threads=s.threads,
             denoise_strength=strength,
+            remembered=RememberedTiles(s.tiles_file),
         ),
     )
 
@@ -121,7 +123,7 @@ def restorer(services: Services, policy: SourcePolicy) -> FaceRestorer:
     s = services.settings
     digest = find(s.models_dir, policy.enhance_faces_model, "restore").weights_sha256
     return services.held(
-        f"restorer/{policy.enhance_faces_model}/{digest}",
+        f"{MODEL}restorer/{policy.enhance_faces_model}/{digest}",
         lambda: open_restorer(policy.enhance_faces_model, s.models_dir, device=s.device, threads=s.threads),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +17,11 @@ from types import TracebackType
 
 import numpy as np
 
+from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.enhance.batches import AHEAD, MOST, Batches, Begun, equal_runs
 from mirror_realm_assets.enhance.layers import Layers, Pixels, as_grey, put_together, taken_apart
 from mirror_realm_assets.enhance.networks import Network
+from mirror_realm_assets.enhance.remembered import Bound, Key, RememberedTiles
 from mirror_realm_assets.enhance.resizing import RowResizer, resized_rows
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO, SMALLEST_TILE, Tile, largest_tile, plan
 from mirror_realm_assets.errors import Failed, SetupError
@@ -37,11 +40,7 @@ from mirror_realm_assets.weights.hardware import (
 )
 from mirror_realm_assets.weights.registry import Model
 
-# Peak memory of x4plus for each input pixel that it sees at once. Measured on a CPU: 9,000 at 320x320 and 12,600 at
-# 160x120 in fp32, 6,000 to 7,000 in bf16; fp16 on a GPU is reckoned as three maps of 64 channels at output size.
-_BYTES_PER_PIXEL: dict[Precision, int] = {"fp32": 13_000, "bf16": 7_000, "fp16": 7_000}
-# Others use the machine too, and on a CPU too much means that the kernel ends the process.
-_MEMORY_SHARE: dict[Device, float] = {"cpu": 0.4, "cuda": 0.8}
+_Running = Callable[[], AbstractContextManager[None]]  # what a pass of the network is run within
 
 
 def go_on() -> None:
@@ -120,6 +119,10 @@ class Upscaler:
         precision: setting; see `weights.hardware.choose_precision`.
         threads: CPU threads of torch, for the whole process.
         denoise_strength: see `weights.denoise`; only for a model that has a pair to be mixed with.
+        remembered: what earlier processes learnt of this machine's memory, and where it is told to later ones.
+
+    Attributes:
+        need: what the network needs for a tile.
 
     Raises:
         SetupError: `weights_missing`, `weights_altered`, or `invalid_argument` for settings that this machine or
@@ -135,6 +138,7 @@ class Upscaler:
         precision: PrecisionSetting = "auto",
         threads: int = 2,
         denoise_strength: float | None = None,
+        remembered: RememberedTiles | None = None,
     ) -> None:
         if spec.purpose != "enhance":
             raise SetupError("invalid_argument", f"{spec.name} does not enhance pictures.")
@@ -145,6 +149,8 @@ class Upscaler:
         self._precision = choose_precision(precision, self._device, cpu_flags())
         self._network = Network(weights, device=self._device, precision=self._precision, threads=threads)
         self._batches = Batches(self._network, MOST[self._device])
+        self.need = memory.of_network(spec.architecture, self._precision, self._device, cpu_flags())
+        self._remembered = remembered
 
     @property
     def name(self) -> str:
@@ -224,7 +230,8 @@ class Upscaler:
             image: upright, of any kind that `ingest.still.Still` has: grey or RGB, with or without alpha, of 8 or 16
                 bits.
             tile: longest side of a tile's core in input pixels. None takes the largest that fits into the memory free
-                now, and smaller ones when that runs out all the same. A given tile is never changed.
+                now and that ended no process before, and smaller ones when memory runs out all the same. A given tile
+                is never changed.
             halo: pixels of context around a tile; below 48 seams can be seen.
             outscale: how many times wider and higher the result is to be; anything but the network's own scale is
                 reached by a final Lanczos resize.
@@ -242,7 +249,9 @@ class Upscaler:
             ValueError: an array of another shape or type, a tile, halo or outscale out of range.
         """
         picture = self.prepare(image, outscale)
-        yield from self.finished(picture, self._enlarged(_colours(picture), tile, halo, between_tiles, on_progress))
+        yield from self.finished(
+            picture, self._enlarged(_colours(picture), tile, halo, outscale, between_tiles, on_progress)
+        )
 
     def prepare(self, image: Pixels, outscale: float | None = None) -> Prepared:
         """The first of three steps that together are `strips`, for a caller with threads: any of them may take it.
@@ -279,7 +288,10 @@ class Upscaler:
             Rows for each, to be taken in this order; they raise what `strips` raises for that picture.
         """
         colours = [_colours(picture) for picture in pictures]
-        alone = [self._enlarged(one, None, DEFAULT_HALO, between_tiles, tell_nobody) for one in colours]
+        alone = [
+            self._enlarged(_colours(one), None, DEFAULT_HALO, one.outscale, between_tiles, tell_nobody)
+            for one in pictures
+        ]
         height, width = colours[0].shape[:2]
         if MOST[self._device] == 1 or height * width > self._tile_pixels():
             return alone
@@ -318,6 +330,7 @@ class Upscaler:
         colours: Pixels,
         tile: int | None,
         halo: int,
+        outscale: float | None,
         between_tiles: Callable[[], None],
         on_progress: Callable[[Tiles], None],
     ) -> Iterator[Pixels]:
@@ -326,12 +339,14 @@ class Upscaler:
         With the largest tiles that fit; when memory runs out, what is left is done with half of that.
         """
         height, width = colours.shape[:2]
-        size = tile or largest_tile(height, width, max_pixels=self._tile_pixels(), halo=halo)
+        itemsize = colours.itemsize
+        size = tile or self.chosen_tile(memory.Picture(height, width, itemsize=itemsize), halo=halo, outscale=outscale)
         top = done = 0
         while top < height:
             tiles = plan(height, width, tile=size, halo=halo, top=top)
             watch = _Watch(tiles, done, between_tiles, on_progress)
-            each = self._each(colours, tiles, watch)
+            running = nullcontext if tile else self._trial(height, width, size, tiles)
+            each = self._each(colours, tiles, watch, running)
             try:
                 for _row, group in groupby(tiles, key=lambda one: one.core.top):
                     row = list(group)
@@ -346,13 +361,15 @@ class Upscaler:
             release_memory()
             size, done = max(SMALLEST_TILE, size // 2), watch.done
 
-    def _each(self, colours: Pixels, tiles: Sequence[Tile], watch: _Watch) -> Iterator[Pixels]:
+    def _each(self, colours: Pixels, tiles: Sequence[Tile], watch: _Watch, running: _Running) -> Iterator[Pixels]:
         """The padded box of each tile, enlarged, in order."""
         pieces = [colours[tile.padded.top : tile.padded.bottom, tile.padded.left : tile.padded.right] for tile in tiles]
         if MOST[self._device] == 1:
             for piece in pieces:
                 watch.begin()
-                yield self._network.run(piece)
+                with running():
+                    made = self._network.run(piece)
+                yield made
             return
         begun: deque[tuple[Sequence[Pixels], Begun]] = deque()
         for equal in equal_runs(pieces, key=lambda piece: piece.shape, most=self._fitting):
@@ -391,7 +408,46 @@ class Upscaler:
 
     def _tile_pixels(self) -> int:
         """Input pixels that may be in the network at once, from the memory that is free now."""
-        return int(free_memory(self._device) * _MEMORY_SHARE[self._device] / _BYTES_PER_PIXEL[self._precision])
+        return memory.tile_pixels(self.need, free_memory(self._device), self._device, 0)
+
+    def chosen_tile(self, picture: memory.Picture, *, halo: int = DEFAULT_HALO, outscale: float | None = None) -> int:
+        """The tile with which a picture is enlarged when none is given; see `strips`.
+
+        Raises:
+            Failed: `out_of_memory` where the smallest tile ended a process before, and no more memory is free now.
+        """
+        free = free_memory(self._device)
+        key = self._key(picture.height, picture.width)
+        bound = self._remembered.bound(key, free) if self._remembered else Bound()
+
+        def largest(beside: int) -> int:
+            fits = memory.tile_pixels(self.need, free, self._device, beside)
+            pixels = fits if bound.pixels is None else min(fits, bound.pixels)
+            return largest_tile(picture.height, picture.width, max_pixels=pixels, halo=halo)
+
+        tile = largest(0)
+        if self._device == "cpu":  # what a picture takes beside the network grows with the rows of its tiles
+            tile = largest(memory.of_picture(picture, tile=tile, scale=self.scale, outscale=outscale))
+        if bound.tile is None or bound.tile >= tile:
+            return tile
+        if 2 * bound.tile <= SMALLEST_TILE and self.need.of(_most_pixels(picture, halo)) > free:
+            raise Failed("out_of_memory", f"Memory ran out even in tiles of {SMALLEST_TILE} pixels.")
+        return max(SMALLEST_TILE, bound.tile)
+
+    def _trial(self, height: int, width: int, tile: int, tiles: Sequence[Tile]) -> _Running:
+        if self._remembered is None:
+            return nullcontext
+        pixels = max(one.padded.pixels for one in tiles)
+        return self._remembered.trial(self._key(height, width), tile, pixels, free_memory(self._device)).running
+
+    def _key(self, height: int, width: int) -> Key:
+        return Key(self.name, self._device, self._precision, (height, width))
+
+
+def _most_pixels(picture: memory.Picture, halo: int) -> int:
+    """Of a padded tile of the smallest kind."""
+    tiles = plan(picture.height, picture.width, tile=SMALLEST_TILE, halo=halo)
+    return max(tile.padded.pixels for tile in tiles)
 
 
 def _layers(picture: Prepared) -> Layers:

@@ -23,6 +23,9 @@ class _Closable(Protocol):
 
 T = TypeVar("T", bound=_Closable)
 
+MODEL = "model/"
+"""How keys of models begin: a step that ends lets them go."""
+
 
 def _no_client() -> Any:
     raise SetupError("invalid_argument", "There is no access to buckets here.")
@@ -56,7 +59,7 @@ class Services:
         self._held: dict[str, _Closable] = {}
 
     def held(self, key: str, make: Callable[[], T]) -> T:
-        """The thing called `key`, made at the first call and kept: a second batch in one process loads no model."""
+        """The thing called `key`, made at the first call and kept until it is let go: models at the end of a step."""
         if key not in self._held:
             self._held[key] = make()
         return cast(T, self._held[key])

@@ -15,7 +15,7 @@ from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.errors import Failed
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.flow import decode_proxy, read_ahead
-from mirror_realm_assets.stages.services import Services
+from mirror_realm_assets.stages.services import MODEL, Services
 from mirror_realm_assets.stages.stage import Result, Stage, finding_of
 from mirror_realm_assets.store import keys
 from mirror_realm_assets.weights.added import AddedModel, find
@@ -76,7 +76,7 @@ def embedder(services: Services, name: str) -> Embedder:
     # With the digest: weights can be replaced under their name while a process runs.
     digest = find(s.models_dir, name, "embed").weights_sha256
     return services.held(
-        f"embedder/{name}/{digest}",
+        f"{MODEL}embedder/{name}/{digest}",
         lambda: load_embedder(name, s.models_dir, device=s.device, precision=s.precision, threads=s.threads),
     )
 

@@ -96,7 +96,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
 
 
 def free_memory(device: Device, *, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that may be allocated now: on the GPU, or in main memory within this container's limit.
+    """Bytes that may be allocated now: on the GPU, or in main memory within the limits of container and process.
 
     Args:
         device: whose memory.
@@ -115,7 +115,18 @@ def free_memory(device: Device, *, meminfo: Path = Path("/proc/meminfo"), cgroup
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
         # The kernel drops the cache of files that nobody reads any more before it kills; writing results fills it.
         free = min(free, limit - used + _cached(cgroup / "memory.stat"))
-    return max(0, free)
+    return max(0, min([free, *_left_to_this_process()]))
+
+
+def _left_to_this_process() -> list[int]:
+    """Bytes up to each limit (`ulimit -v`, `ulimit -d`) that this process has."""
+    import resource
+
+    # The kernel's own account of what it compares with each limit.
+    used_for = {"VmSize:": resource.RLIMIT_AS, "VmData:": resource.RLIMIT_DATA}
+    limits = {key: resource.getrlimit(limit)[0] for key, limit in used_for.items()}
+    limits = {key: limit for key, limit in limits.items() if limit != resource.RLIM_INFINITY}
+    return [limit - _meminfo_bytes(Path("/proc/self/status"), key, 0) for key, limit in limits.items()]
 
 
 def _cached(memory_stat: Path) -> int:
@@ -126,7 +137,7 @@ def _cached(memory_stat: Path) -> int:
     return 0
 
 
-def _meminfo_bytes(meminfo: Path, key: str) -> int:
+def _meminfo_bytes(meminfo: Path, key: str, default: int = 2 * 1024**3) -> int:
     """An entry of /proc/meminfo in bytes; 2 GiB where there is none, which every supported machine has."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
@@ -135,7 +146,7 @@ def _meminfo_bytes(meminfo: Path, key: str) -> int:
     for line in lines:
         if line.startswith(key):
             return int(line.split()[1]) * 1024
-    return 2 * 1024**3
+    return default
 
 
 def model_failure(error: Exception, subject: str) -> MirrorRealmError:

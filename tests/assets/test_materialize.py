@@ -17,6 +17,7 @@ from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.flow import each_proxy
+from mirror_realm_assets.stages.services import MODEL
 from mirror_realm_assets.stages.stage import Stage
 
 
@@ -70,6 +71,23 @@ def test_a_sixth_stage_in_ten_lines_runs_and_records(lab: Lab, instance: dg.Dags
     assert (again["counts"].value["ok"], again["counts"].value["already_done"]) == (0, 4)
     assert str(again["summary"].value).startswith("Nothing was left to do: all 4 files were done before.")
     assert "pictures_per_second" not in again, "a rate of nothing would draw as a fall to 0"
+
+
+def test_a_step_that_ends_lets_its_models_go_and_nothing_else(lab: Lab, instance: dg.DagsterInstance) -> None:
+    class Held:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    model, other = Held(), Held()
+    services = LibraryResource(home=str(lab.home)).services
+    services.held(f"{MODEL}upscaler/any", lambda: model)
+    services.held("other", lambda: other)
+    lab.picture("1.png", 1)
+    (batch,) = lab.form(pipeline(lab.settings))
+    assert materialize(lab, instance, batch.key).success
+    assert model.closed and not other.closed
 
 
 def test_numbers_are_numbers_so_that_the_ui_draws_them(lab: Lab, instance: dg.DagsterInstance) -> None:

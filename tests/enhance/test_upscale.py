@@ -101,7 +101,7 @@ def test_without_a_tile_little_memory_means_small_tiles(
     monkeypatch.setattr("mirror_realm_assets.enhance.upscale.free_memory", lambda device: 1_500_000_000)
     upscaler.upscale(picture)
     assert len(shapes) > 1
-    assert max(height * width for height, width in shapes) <= 1_500_000_000 * 0.4 / 13_000
+    assert max(height * width for height, width in shapes) <= 1_500_000_000 * 0.4 / 8_192
 
 
 def test_between_tiles_is_called_between_tiles(upscaler: Upscaler, shapes: list[tuple[int, int]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_free_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
     assert free_memory("cpu", meminfo=meminfo, cgroup=tmp_path) == 3000 * 1024
     (tmp_path / "memory.max").write_text("1500000\n")
     assert free_memory("cpu", meminfo=meminfo, cgroup=tmp_path) == 600_000
+
+
+@pytest.mark.parametrize("limited", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_free_memory_respects_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch, limited: int) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (1, 1) if kind == limited else (resource.RLIM_INFINITY,) * 2)
+    assert free_memory("cpu") == 0
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (2**60 if kind == limited else resource.RLIM_INFINITY,) * 2)
+    assert 0 < free_memory("cpu") < 2**60
 
 
 def test_a_full_memory_is_told_from_other_failures() -> None:
