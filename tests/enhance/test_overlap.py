@@ -24,6 +24,7 @@ from mirror_realm_assets.catalog.items import Work
 from mirror_realm_assets.enhance import batches, codec, overlap, stage
 from mirror_realm_assets.enhance.networks import Network
 from mirror_realm_assets.enhance.stage import enhanced_images_stage
+from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.errors import Failed, LeaseLost
 from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.stages.context import StageContext, Stopped
@@ -131,6 +132,12 @@ def enhance(lab: Lab, stages: tuple[Stage, ...], key: str) -> Ran:
     return ran
 
 
+def in_tiles(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """Large pictures are cut, as if little memory were free."""
+    monkeypatch.setattr(Upscaler, "_tile_pixels", lambda self: tile * tile // 2)
+    monkeypatch.setattr("mirror_realm_assets.enhance.upscale.largest_tile", lambda *_size, **_limits: tile)
+
+
 def outcomes(lab: Lab) -> dict[str, tuple[str, str | None]]:
     f, p, m, place = t.features.c, t.parts.c, t.media.c, t.locations.c
     query = (
@@ -233,7 +240,7 @@ def test_a_cancelled_batch_records_what_was_computed_and_begins_no_more(
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (400, 300, 3), np.uint8)).save(lab.folder / "02.png")
     key = ready(lab, stages)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mirror_realm_assets.enhance.upscale.free_memory", lambda device: 1_500_000_000)
+        in_tiles(patch, 200)
 
         def checkpoint(self: StageContext) -> None:
             self.stopped = "cancelled"
@@ -313,7 +320,7 @@ def test_little_may_wait_and_a_large_picture_passes_in_strips(
     save(lab, 3)
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (900, 100, 3), np.uint8)).save(lab.folder / "01.png")
     monkeypatch.setattr(overlap, "_WAITING", 200_000)
-    monkeypatch.setattr("mirror_realm_assets.enhance.upscale.free_memory", lambda device: 800_000_000)
+    in_tiles(monkeypatch, 300)
     held: list[int] = []
     real = overlap.Rows.put
 
