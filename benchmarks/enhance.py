@@ -1,8 +1,8 @@
 """Our engine over the package `RealESRGANer` as its script runs it, and over the bare network, in one run, interleaved.
 
 What is compared does the same work on the same picture with the same threads, after a warm-up; medians of the rounds.
-Where a GPU is at hand, pictures a minute as well (`gpu`). `MIRROR_REALM_BENCH_HUGE=0` leaves the 300-megapixel result
-out, which takes minutes on a CPU.
+Where a GPU is at hand, pictures a minute through the whole stage as well (`gpu`). `MIRROR_REALM_BENCH_HUGE=0` leaves
+the 300-megapixel result out, which takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -13,27 +13,41 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.library import Library, library
 from benchmarks.results_file import write
 from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.enhance.codec import Style, encode_rows
 from mirror_realm_assets.enhance.reference import ReferenceUpscaler
+from mirror_realm_assets.enhance.stage import enhanced_images_stage
 from mirror_realm_assets.enhance.tiling import overhead, plan
 from mirror_realm_assets.enhance.upscale import Upscaler
+from mirror_realm_assets.ingest.batching import form_batches
+from mirror_realm_assets.ingest.stage import raw_media_stage
 from mirror_realm_assets.settings import Settings
+from mirror_realm_assets.stages.engine import run_stage
 from mirror_realm_assets.weights.fetch import fetch
 from mirror_realm_assets.weights.registry import MODELS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Picture = npt.NDArray[np.uint8]
 MODEL = MODELS["realesrgan-x4plus"]
 SMALL = MODELS["realesr-animevideov3"]
 SIDE, ROUNDS = 160, 5
+PICTURES = 64  # for a GPU: different ones of 1920x1080
+TFLOP = 74.35  # of x4plus over one of those: 17,926,848 multiply-adds an input pixel
+ROOFS = {"A100": 312, "H100": 989, "H200": 989, "L40S": 362, "T4": 65}  # TFLOP/s in dense fp16, by the maker
 HUGE = (3750, 5000)  # 300 megapixels at four times the width and height
 _HUGE_TILE = 256
 
@@ -172,27 +186,126 @@ with Upscaler(MODELS["{SMALL.name}"], Path(sys.argv[1]), threads=2) as upscaler:
 
 
 def _gpu(settings: Settings) -> dict[str, Any] | None:
-    """1080p pictures a minute, encoding included, and the share of the card's arithmetic; None without a GPU."""
+    """1080p pictures a minute through the stage itself, and the share of the card's arithmetic; None without a GPU.
+
+    From files in a folder to verified JPEGs in a store, recorded in a catalog: decoding, encoding and all.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return None
-    rng = np.random.default_rng(1)
-    photo = np.tile(_photo(372), (3, 6, 1))[:1080, :1920]
-    pictures = [np.roll(photo, rng.integers(0, 1080, 2), axis=(0, 1)) for _ in range(64)]
-    with Upscaler(MODEL, settings.models_dir, device="cuda") as upscaler:
-        upscaler.upscale(pictures[0])
-        torch.cuda.synchronize()
-        began = time.monotonic()
-        for picture in pictures:
-            encode_rows(upscaler.strips(picture), upscaler.output_size(1080, 1920), Style("jpeg"), io.BytesIO())
-        seconds = time.monotonic() - began
+    busy = _Busy()
+    seconds, used = through_the_stage(settings, MODEL.name, PICTURES, (1920, 1080), busy)
+    card = torch.cuda.get_device_name()
+    roof = next((tflops for name, tflops in ROOFS.items() if name in card), None)
     return {
-        "card": torch.cuda.get_device_name(),
-        "precision": upscaler.precision,
-        "pictures_a_minute": round(60 * len(pictures) / seconds, 1),
-        "tflops": round(74.35 * len(pictures) / seconds, 1),
+        "card": card,
+        "cores": len(os.sched_getaffinity(0)),
+        "precision": used["precision"],
+        "pictures": PICTURES,
+        "pictures_a_minute": round(60 * PICTURES / seconds, 1),
+        "tflops": round(TFLOP * PICTURES / seconds, 1),
+        "share_of_the_roof": None if roof is None else round(TFLOP * PICTURES / seconds / roof, 3),
+        "gpu_busy_percent": busy.percent,
     }
+
+
+def through_the_stage(
+    settings: Settings, model: str, count: int, size: tuple[int, int], watch: AbstractContextManager[Any]
+) -> tuple[float, dict[str, str | int]]:
+    """Runs of the stage `enhanced_images` over different pictures, in a home of their own, after one to warm up.
+
+    Args:
+        settings: of the models folder.
+        model: name of the model.
+        count: how many pictures.
+        size: width and height of each.
+        watch: entered for the measured part.
+
+    Returns:
+        Seconds, and what the stage says that it worked with.
+
+    Raises:
+        RuntimeError: a picture was not made.
+    """
+    options = {"enhance.model": model, "enhance.format": "jpeg", "enhance.max_pixels": str(10**9)}
+    with tempfile.TemporaryDirectory(prefix="mirror-realm-enhance-") as base:
+        folder = Path(base) / "photos"
+        folder.mkdir()
+        with library(Path(base) / "home", folder, options=options) as found:
+            _link(found.settings.models_dir, settings.models_dir)
+            _different(0, size).save(folder / "warm-up.jpg", quality=95)
+            _stage(found, 1)  # loading, and the first run at a shape
+            for number in range(1, count + 1):
+                _different(number, size).save(folder / f"{number:03d}.jpg", quality=95)
+            return _stage(found, count, watch)
+
+
+def _stage(
+    found: Library, count: int, watch: AbstractContextManager[Any] | None = None
+) -> tuple[float, dict[str, str | int]]:
+    """Read what is new in the folder, then enhance it; seconds of the latter."""
+    s, services = found.settings, found.services
+    stages = (raw_media_stage(s), enhanced_images_stage(s.precision, s.models_dir))
+    found.scan()
+    formed = form_batches(services.catalog, s, stages, "bench", now_or_never=True)
+    for key in formed.keys:
+        run_stage(stages[0], key, services, stages)
+    with watch or nullcontext():
+        reports = [run_stage(stages[1], key, services, stages) for key in formed.keys]
+    made = sum(report.counts["ok"] for report in reports)
+    if made != count:
+        raise RuntimeError(f"{made} pictures of {count} were made")
+    return sum(report.seconds for report in reports), reports[0].used
+
+
+def _link(place: Path, target: Path) -> None:
+    if place.exists():
+        place.rmdir()
+    place.symlink_to(target.resolve())
+
+
+def _different(number: int, size: tuple[int, int]) -> Image.Image:
+    """A photograph that no other number has."""
+    from PIL import Image, ImageOps
+    from skimage import data
+
+    photos = (data.astronaut, data.chelsea, data.coffee, data.rocket)
+    photo = Image.fromarray(photos[number % 4]())
+    left, top = 2 * (number // 4) % 90, number // 4 % 40
+    part = photo.crop((left, top, photo.width - 90 + left, photo.height - 40 + top))
+    return ImageOps.fit(part, size, Image.Resampling.LANCZOS)
+
+
+class _Busy:
+    """The share of time in which the GPU computed, sampled once a second by NVML; None where that is not to be had."""
+
+    def __init__(self) -> None:
+        self._samples: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="gpu-busy", daemon=True)
+
+    @property
+    def percent(self) -> float | None:
+        """Mean of the samples."""
+        return round(statistics.mean(self._samples), 1) if self._samples else None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        import torch
+
+        while not self._over.wait(1):
+            try:
+                self._samples.append(torch.cuda.utilization())
+            except (ImportError, RuntimeError, AssertionError):  # no NVML, or no GPU
+                return
 
 
 def psnr(one: Picture, other: Picture) -> float:

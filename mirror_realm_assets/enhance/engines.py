@@ -5,14 +5,14 @@ What belongs here: the interface, and choosing. What does not: the engines (`ups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.enhance.remembered import RememberedTiles
-from mirror_realm_assets.enhance.upscale import Tiles, Upscaler, go_on, tell_nobody
+from mirror_realm_assets.enhance.upscale import Prepared, Tiles, Upscaler, go_on, tell_nobody
 from mirror_realm_assets.weights.hardware import Device, DeviceSetting, Precision, PrecisionSetting
 from mirror_realm_assets.weights.registry import Model
 
@@ -51,6 +51,24 @@ class Engine(Protocol):
         on_progress: Callable[[Tiles], None] = tell_nobody,
     ) -> Iterator[Pixels]:
         """Enlarge a picture, and give its rows from top to bottom."""
+        ...
+
+    def prepare(self, image: Pixels, outscale: float | None = None) -> Prepared:
+        """First of three steps that together are `strips`; in any thread."""
+        ...
+
+    def at_once(self, picture: Prepared) -> int:
+        """How many pictures like this one are best enlarged together."""
+        ...
+
+    def enlarged(
+        self, pictures: Sequence[Prepared], *, between_tiles: Callable[[], None] = go_on
+    ) -> list[Iterator[Pixels]]:
+        """Second step, in the thread that owns the model: rows as it makes them, for each of some equal pictures."""
+        ...
+
+    def finished(self, picture: Prepared, rows: Iterable[Pixels]) -> Iterator[Pixels]:
+        """Third step, in any thread: the result's rows from those of the model."""
         ...
 
     def close(self) -> None:

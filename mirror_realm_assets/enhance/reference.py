@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.enhance.legacy import load
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO
-from mirror_realm_assets.enhance.upscale import Tiles, go_on, tell_nobody
+from mirror_realm_assets.enhance.upscale import Prepared, Tiles, go_on, tell_nobody
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.weights.denoise import denoised_state
 from mirror_realm_assets.weights.fetch import require
@@ -129,6 +129,24 @@ class ReferenceUpscaler:
         finally:
             runner.model.watch = None
         yield _as_rgb(enlarged)
+
+    def prepare(self, image: Pixels, outscale: float | None = None) -> Prepared:
+        """See `upscale.Upscaler.prepare`; the package does all of it in its one step."""
+        return Prepared(image, outscale)
+
+    def at_once(self, _picture: Prepared) -> int:
+        """One: the package takes no more."""
+        return 1
+
+    def enlarged(
+        self, pictures: Sequence[Prepared], *, between_tiles: Callable[[], None] = go_on
+    ) -> list[Iterator[Pixels]]:
+        """See `upscale.Upscaler.enlarged`."""
+        return [self.strips(one.image, outscale=one.outscale, between_tiles=between_tiles) for one in pictures]
+
+    def finished(self, _picture: Prepared, rows: Iterable[Pixels]) -> Iterator[Pixels]:
+        """See `upscale.Upscaler.finished`; here nothing is left to do."""
+        return iter(rows)
 
     def close(self) -> None:
         """Drop the network and give its memory back. May be called twice."""

@@ -1,13 +1,14 @@
 """Upscaling a whole picture: tile by tile, in bounded memory, completely or not at all.
 
 What belongs here: choosing tiles, running the network over them, assembling the result. What does not: the geometry
-(`tiling`), the network (`networks`), files (`codec`).
+(`tiling`), the network (`networks`), how many arrays go through it at once (`batches`), files (`codec`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +18,8 @@ from types import TracebackType
 import numpy as np
 
 from mirror_realm_assets.enhance import memory
-from mirror_realm_assets.enhance.layers import Pixels, as_grey, put_together, taken_apart
+from mirror_realm_assets.enhance.batches import AHEAD, MOST, Batches, Begun, equal_runs
+from mirror_realm_assets.enhance.layers import Layers, Pixels, as_grey, put_together, taken_apart
 from mirror_realm_assets.enhance.networks import Network
 from mirror_realm_assets.enhance.remembered import Bound, Key, RememberedTiles
 from mirror_realm_assets.enhance.resizing import RowResizer, resized_rows
@@ -58,6 +60,21 @@ def tell_nobody(_tiles: Tiles) -> None:
     """Of progress."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that is to be enlarged.
+
+    Attributes:
+        image: as `ingest.still.Still` has it.
+        outscale: how many times wider and higher the result is to be; None for the model's own scale.
+        layers: what `image` is made of, where an engine takes it apart.
+    """
+
+    image: Pixels
+    outscale: float | None
+    layers: Layers | None = None
+
+
 class _Watch:
     """Counts tiles; a plan that replaces another goes on counting."""
 
@@ -70,6 +87,7 @@ class _Watch:
     ) -> None:
         self._pixels = [tile.padded.pixels for tile in tiles]
         self._before, self._here = done, 0
+        self._begun = done > 0
         self._between_tiles, self._on_progress = between_tiles, on_progress
         self._tell()
 
@@ -78,8 +96,9 @@ class _Watch:
         return self._before + self._here
 
     def begin(self) -> None:
-        if self.done:
+        if self._begun:
             self._between_tiles()
+        self._begun = True
 
     def end(self) -> None:
         self._here += 1
@@ -129,6 +148,7 @@ class Upscaler:
         self._device = choose_device(device)
         self._precision = choose_precision(precision, self._device, cpu_flags())
         self._network = Network(weights, device=self._device, precision=self._precision, threads=threads)
+        self._batches = Batches(self._network, MOST[self._device])
         self.need = memory.of_network(spec.architecture, self._precision, self._device, cpu_flags())
         self._remembered = remembered
 
@@ -228,20 +248,69 @@ class Upscaler:
                 are worth nothing then.
             ValueError: an array of another shape or type, a tile, halo or outscale out of range.
         """
+        picture = self.prepare(image, outscale)
+        yield from self.finished(
+            picture, self._enlarged(_colours(picture), tile, halo, outscale, between_tiles, on_progress)
+        )
+
+    def prepare(self, image: Pixels, outscale: float | None = None) -> Prepared:
+        """The first of three steps that together are `strips`, for a caller with threads: any of them may take it.
+
+        Args:
+            image: see `strips`.
+            outscale: likewise.
+
+        Raises:
+            ValueError: an array of another shape or type, or an outscale out of range.
+        """
         if outscale is not None and not (math.isfinite(outscale) and outscale > 0):
             raise ValueError(f"outscale must be above 0, got {outscale}")
-        layers = taken_apart(image)
-        height, width = image.shape[:2]
-        size = self.output_size(height, width, outscale)
+        return Prepared(image, outscale, taken_apart(image))
+
+    def at_once(self, picture: Prepared) -> int:
+        """How many pictures like this one are best enlarged together, by the memory that is free now: often 1."""
+        return self._fitting(picture.image)
+
+    def enlarged(
+        self, pictures: Sequence[Prepared], *, between_tiles: Callable[[], None] = go_on
+    ) -> list[Iterator[Pixels]]:
+        """The second step, in the thread that owns this: rows of the network's own scale, for each picture.
+
+        On a GPU, pictures that fit into memory whole go through the network together. They are begun here, so that the
+        GPU has work while earlier results are taken; with larger pictures, and on a CPU, all is done as rows are
+        asked for. When a pass over several fails, each is done alone: a bad picture never fails its neighbours.
+
+        Args:
+            pictures: of equal size and type, as many as `at_once` says.
+            between_tiles: see `strips`.
+
+        Returns:
+            Rows for each, to be taken in this order; they raise what `strips` raises for that picture.
+        """
+        colours = [_colours(picture) for picture in pictures]
+        alone = [
+            self._enlarged(_colours(one), None, DEFAULT_HALO, one.outscale, between_tiles, tell_nobody)
+            for one in pictures
+        ]
+        height, width = colours[0].shape[:2]
+        if MOST[self._device] == 1 or height * width > self._tile_pixels():
+            return alone
+        begun = self._batches.begin(colours)
+        return [_whole(begun, number, rows) for number, rows in enumerate(alone)]
+
+    def finished(self, picture: Prepared, rows: Iterable[Pixels]) -> Iterator[Pixels]:
+        """The third step, in any thread: the result's rows, see `strips`, from those of the network's own scale."""
+        layers, (height, width) = _layers(picture), picture.image.shape[:2]
+        size = self.output_size(height, width, picture.outscale)
         native = (height * self.scale, width * self.scale)
         resizer = None if size == native else RowResizer(native, size)
         top = 0
-        for enlarged in self._enlarged(layers.colours, tile, halo, outscale, between_tiles, on_progress):
+        for enlarged in rows:
             grey_or_colours = as_grey(enlarged) if layers.grey else enlarged
-            for rows in [grey_or_colours] if resizer is None else resizer.push(grey_or_colours):
-                bottom = top + rows.shape[0]
+            for part in [grey_or_colours] if resizer is None else resizer.push(grey_or_colours):
+                bottom = top + part.shape[0]
                 alpha = None if layers.alpha is None else resized_rows(layers.alpha, size, top, bottom)
-                yield put_together(rows, alpha)
+                yield put_together(part, alpha)
                 top = bottom
 
     def close(self) -> None:
@@ -277,10 +346,11 @@ class Upscaler:
             tiles = plan(height, width, tile=size, halo=halo, top=top)
             watch = _Watch(tiles, done, between_tiles, on_progress)
             running = nullcontext if tile else self._trial(height, width, size, tiles)
+            each = self._each(colours, tiles, watch, running)
             try:
                 for _row, group in groupby(tiles, key=lambda one: one.core.top):
                     row = list(group)
-                    rows = self._row(colours, row, watch, running)
+                    rows = self._row(colours, row, each, watch)
                     top = row[-1].core.bottom
                     yield rows
                 return
@@ -291,22 +361,54 @@ class Upscaler:
             release_memory()
             size, done = max(SMALLEST_TILE, size // 2), watch.done
 
-    def _row(self, colours: Pixels, row: list[Tile], watch: _Watch, running: _Running) -> Pixels:
+    def _each(self, colours: Pixels, tiles: Sequence[Tile], watch: _Watch, running: _Running) -> Iterator[Pixels]:
+        """The padded box of each tile, enlarged, in order."""
+        pieces = [colours[tile.padded.top : tile.padded.bottom, tile.padded.left : tile.padded.right] for tile in tiles]
+        if MOST[self._device] == 1:
+            for piece in pieces:
+                watch.begin()
+                with running():
+                    made = self._network.run(piece)
+                yield made
+            return
+        begun: deque[tuple[Sequence[Pixels], Begun]] = deque()
+        for equal in equal_runs(pieces, key=lambda piece: piece.shape, most=self._fitting):
+            watch.begin()
+            begun.append((equal, self._batches.begin(equal)))
+            if len(begun) > AHEAD[self._device]:
+                yield from self._taken(*begun.popleft())
+        while begun:
+            yield from self._taken(*begun.popleft())
+
+    def _taken(self, pieces: Sequence[Pixels], begun: Begun) -> Iterator[Pixels]:
+        for piece, made in zip(pieces, begun.results(), strict=True):
+            yield self._network.run(piece) if made is None else made
+
+    def _row(self, colours: Pixels, row: list[Tile], each: Iterator[Pixels], watch: _Watch) -> Pixels:
         """One row of tiles, enlarged and put together."""
         scale = self.scale
         width = colours.shape[1] * scale
+        if row[0].core == row[0].padded and row[0].core.width == colours.shape[1]:  # nothing to be put together
+            whole = next(each)
+            watch.end()
+            return whole
         result = _room((row[0].core.height * scale, width), colours)
         for tile in row:
-            watch.begin()
             core, padded = tile.core, tile.padded
-            with running():
-                enlarged = self._network.run(colours[padded.top : padded.bottom, padded.left : padded.right])
+            enlarged = next(each)
             top, left = (core.top - padded.top) * scale, (core.left - padded.left) * scale
             result[:, core.left * scale : core.right * scale] = enlarged[
                 top : top + core.height * scale, left : left + core.width * scale
             ]
             watch.end()
         return result
+
+    def _fitting(self, piece: Pixels) -> int:
+        return self._batches.at_once(piece.shape[0], piece.shape[1], self._tile_pixels())
+
+    def _tile_pixels(self) -> int:
+        """Input pixels that may be in the network at once, from the memory that is free now."""
+        return memory.tile_pixels(self.need, free_memory(self._device), self._device, 0)
 
     def chosen_tile(self, picture: memory.Picture, *, halo: int = DEFAULT_HALO, outscale: float | None = None) -> int:
         """The tile with which a picture is enlarged when none is given; see `strips`.
@@ -346,6 +448,25 @@ def _most_pixels(picture: memory.Picture, halo: int) -> int:
     """Of a padded tile of the smallest kind."""
     tiles = plan(picture.height, picture.width, tile=SMALLEST_TILE, halo=halo)
     return max(tile.padded.pixels for tile in tiles)
+
+
+def _layers(picture: Prepared) -> Layers:
+    if picture.layers is None:
+        raise ValueError("this picture was prepared by another engine")
+    return picture.layers
+
+
+def _colours(picture: Prepared) -> Pixels:
+    return _layers(picture).colours
+
+
+def _whole(begun: Begun, number: int, alone: Iterator[Pixels]) -> Iterator[Pixels]:
+    """One picture of those begun together; what became nothing there is done alone."""
+    made = begun.take(number)
+    if made is None:
+        yield from alone
+    else:
+        yield made
 
 
 def _room(size: tuple[int, int], like: Pixels) -> Pixels:

@@ -36,6 +36,7 @@ def read_ahead(
     threads: int = 2,
     cost: Callable[[Work], int] = lambda work: work.subject.size,
     max_bytes: int = _AHEAD_BYTES,
+    items: int = _AHEAD_ITEMS,
 ) -> Iterator[tuple[Work, T | Exception]]:
     """Load each piece of work in threads, ahead of its use and in order.
 
@@ -45,6 +46,7 @@ def read_ahead(
         threads: how many load at once.
         cost: bytes that a loaded piece is expected to hold.
         max_bytes: loaded or loading bytes at most; a single larger piece is loaded alone.
+        items: likewise, pieces at most.
     """
     source = iter(works)
     ahead: deque[tuple[Work, Future[T]]] = deque()
@@ -53,7 +55,7 @@ def read_ahead(
     try:
         more = True
         while more or ahead:
-            while more and len(ahead) < _AHEAD_ITEMS and (held < max_bytes or not ahead):
+            while more and len(ahead) < items and (held < max_bytes or not ahead):
                 work = next(source, None)
                 if work is None:
                     more = False

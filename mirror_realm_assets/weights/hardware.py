@@ -106,7 +106,9 @@ def free_memory(device: Device, *, meminfo: Path = Path("/proc/meminfo"), cgroup
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        # Torch keeps what it has freed, and gives it out again: to the driver it is taken, to us it is free.
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + int(kept)
     free = _meminfo_bytes(meminfo, "MemAvailable:")
     with contextlib.suppress(OSError, ValueError):  # no control group, or no limit ("max")
         limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
