@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from mirror_realm_assets.enhance.faces import FaceRestorer
     from mirror_realm_assets.enhance.layers import Pixels
 
-CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
+# 2: what the picture had besides eight bits of colour survives; 3: HEIF beyond 8 bits, EXIF in TIFF, wider halos,
+# softer borders of faces
+CODE_VERSION = "3"
 
 
 def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:

@@ -205,7 +205,7 @@ class Upscaler:
                 bits.
             tile: longest side of a tile's core in input pixels. None takes the largest that fits into the memory free
                 now, and smaller ones when that runs out all the same. A given tile is never changed.
-            halo: pixels of context around a tile; below 48 seams can be seen.
+            halo: pixels of context around a tile; see `tiling`.
             outscale: how many times wider and higher the result is to be; anything but the network's own scale is
                 reached by a final Lanczos resize.
             between_tiles: called between two tiles. What it raises ends the work and reaches the caller unchanged:
