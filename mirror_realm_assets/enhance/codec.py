@@ -78,7 +78,7 @@ class Style:
         format: PNG and TIFF are lossless and keep 16 bits; JPEG, without colour subsampling, and WebP are lossy.
         quality: of JPEG (95 by default) and WebP (90), 1 to 100.
         icc: colour profile to embed; without one the picture counts as sRGB.
-        exif: EXIF block to embed, without its `Exif` marker; TIFF goes without.
+        exif: EXIF block to embed, without its `Exif` marker.
     """
 
     format: PictureFormat

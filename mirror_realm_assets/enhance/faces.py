@@ -35,7 +35,9 @@ from mirror_realm_assets.weights.registry import FACE_DETECTOR, MODELS, Model
 MIN_SIZE = 32
 """The smallest face that is restored, in pixels of the original: of a smaller one the network invents a stranger."""
 
-_FADE = 50  # pixels of an aligned face's border in which it fades into the picture
+# Pixels of an aligned face's border in which it fades into the picture. What the network changes of brightness or grain
+# shows as a box where it ends within 50; a face's own features lie farther inside.
+_FADE = 96
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,7 @@ def _put(
 
 
 def _fade() -> npt.NDArray[np.float32]:
-    """How much of an aligned face counts: all of it inside, nothing at its border."""
-    import cv2
-
-    inner = np.zeros((SIDE, SIDE), np.float32)
-    inner[_FADE:-_FADE, _FADE:-_FADE] = 1
-    return np.asarray(cv2.GaussianBlur(inner, (_FADE + 1, _FADE + 1), 0), np.float32)
+    """How much of an aligned face counts: all of it inside, nothing at its border, without a bend between."""
+    share = np.clip((np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1]) + 0.5) / _FADE, 0, 1)
+    smooth = share**3 * (share * (6 * share - 15) + 10)
+    return np.outer(smooth, smooth).astype(np.float32)

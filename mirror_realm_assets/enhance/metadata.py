@@ -1,7 +1,7 @@
 """EXIF in the files that we write.
 
 What belongs here: where each format keeps an EXIF block, and putting one in while a finished file is copied. What does
-not: reading EXIF of files from outside (`ingest.stills`), colour profiles (`codec`).
+not: reading EXIF of files from outside (`ingest.stills`), colour profiles (`codec`), directories of TIFF (`tiff_exif`).
 
 libvips would take the block apart and write what it knows of it.
 """
@@ -13,6 +13,7 @@ import struct
 import zlib
 from typing import BinaryIO
 
+from mirror_realm_assets.enhance import tiff_exif
 from mirror_realm_assets.ingest import header
 
 _PNG_HEADER_END = 33  # IHDR is always the first chunk and 25 bytes long, behind 8 bytes of magic
@@ -28,10 +29,10 @@ def copy_with_exif(source: BinaryIO, target: BinaryIO, file_format: str, exif: b
     Args:
         source: a finished file without EXIF, at its beginning.
         target: where to.
-        file_format: `png`, `jpeg`, `webp`, or `tiff`, which is copied as it is.
+        file_format: `png`, `jpeg`, `webp` or `tiff`.
         exif: a TIFF structure as EXIF defines it; None or one too large for a JPEG copies the file as it is.
     """
-    put = {"png": _into_png, "jpeg": _into_jpeg, "webp": _into_webp}.get(file_format)
+    put = {"png": _into_png, "jpeg": _into_jpeg, "webp": _into_webp, "tiff": _into_tiff}.get(file_format)
     if exif and put is not None:
         put(source, target, exif)
     shutil.copyfileobj(source, target, _COPY)
@@ -70,6 +71,21 @@ def _into_webp(source: BinaryIO, target: BinaryIO, exif: bytes) -> None:
     target.write(begin[:4] + struct.pack("<I", length + len(chunk)) + begin[8:])
     _copy(source, target, rest)
     target.write(chunk)
+
+
+def _into_tiff(source: BinaryIO, target: BinaryIO, exif: bytes) -> None:
+    try:
+        made = tiff_exif.header_and_addition(source, exif)
+    except (struct.error, KeyError):  # no block of ours: the picture is worth more
+        made = None
+    source.seek(0)
+    if made is None:
+        return
+    head, addition = made
+    source.seek(len(head))
+    target.write(head)
+    shutil.copyfileobj(source, target, _COPY)
+    target.write(addition)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:

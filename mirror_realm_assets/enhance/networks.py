@@ -52,6 +52,7 @@ class Network:
 
     Attributes:
         scale: how many times wider and higher the output is.
+        reach: how many pixels away something can change a pixel; None where it is far.
     """
 
     def __init__(self, weights: Weights, *, device: Device, precision: Precision, threads: int) -> None:
@@ -74,6 +75,7 @@ class Network:
         self._dtype = torch_dtype(precision)
         self._copies = torch.cuda.Stream() if device == "cuda" else None
         self.scale = int(descriptor.scale)
+        self.reach = _reach(descriptor.model)
 
     def run(self, picture: Pixels) -> Pixels:
         """Enlarge one picture, or one tile of it, in a single pass.
@@ -208,3 +210,12 @@ def _subject(pictures: Sequence[Pixels]) -> str:
     height, width = pictures[0].shape[:2]
     tile = f"a tile of {width}x{height} pixels"
     return tile if len(pictures) == 1 else f"{len(pictures)} tiles of {width}x{height} pixels together"
+
+
+def _reach(model: torch.nn.Module) -> int | None:
+    """Of a plain chain of 3x3 convolutions, each of which looks one pixel farther."""
+    from torch.nn import Conv2d
+
+    if type(model).__name__ != "SRVGGNetCompact":
+        return None
+    return sum(isinstance(layer, Conv2d) for layer in model.modules())

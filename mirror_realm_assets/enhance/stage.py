@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mirror_realm_assets.enhance.faces import FaceRestorer
     from mirror_realm_assets.weights.hardware import Device
 
-CODE_VERSION = "2"  # 2: what the picture had besides eight bits of colour survives
+# 2: what the picture had besides eight bits of colour survives; 3: HEIF beyond 8 bits, EXIF in TIFF, wider halos,
+# softer borders of faces
+CODE_VERSION = "3"
 OVERLAPPING: set[Device] = {"cuda"}
 """Where several pictures are on their way at once (see `overlap`).
 

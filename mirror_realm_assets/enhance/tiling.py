@@ -7,8 +7,9 @@ context around it. The halo is inner only: where a core ends at the picture's bo
 network's own border handling is the same as for the whole picture.
 
 Cores are of equal size within one pixel, so that shapes repeat: a network's first run at a new shape costs up to twice
-the time. The default halo of 48 was measured on x4plus against the untiled result: the worst difference at a seam is
-0.7 of 255 grey levels (10, the usual default, gives 25; 32 gives 5).
+the time. The default halo of 72 was measured on x4plus against the untiled result, on 17 pictures: at a cut the worst
+difference is below 1 of 255 grey levels on 16 of them, and 3 on rings as fine as pixels (64 gives up to 3.8, 48 up to
+7.7, 10, the usual default, up to 87). Halos cost: four tiles at 1080p compute 1.22 of the picture, 1.14 with 48.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-DEFAULT_HALO = 48
-# A tile's halo dominates below this: a core of 64 with a halo of 48 already computes six times what it keeps.
+DEFAULT_HALO = 72
+# A tile's halo dominates below this: a core of 64 with a halo of 72 already computes ten times what it keeps.
 SMALLEST_TILE = 64
 
 

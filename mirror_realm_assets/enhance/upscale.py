@@ -123,6 +123,7 @@ class Upscaler:
 
     Attributes:
         need: what the network needs for a tile.
+        halo: pixels of context that its tiles have; a network that looks less far than `DEFAULT_HALO` needs no more.
 
     Raises:
         SetupError: `weights_missing`, `weights_altered`, or `invalid_argument` for settings that this machine or
@@ -151,6 +152,8 @@ class Upscaler:
         self._batches = Batches(self._network, MOST[self._device])
         self.need = memory.of_network(spec.architecture, self._precision, self._device, cpu_flags())
         self._remembered = remembered
+        reach = self._network.reach
+        self.halo = DEFAULT_HALO if reach is None else min(reach, DEFAULT_HALO)
 
     @property
     def name(self) -> str:
@@ -188,7 +191,7 @@ class Upscaler:
         image: Pixels,
         *,
         tile: int | None = None,
-        halo: int = DEFAULT_HALO,
+        halo: int | None = None,
         outscale: float | None = None,
         between_tiles: Callable[[], None] = go_on,
         on_progress: Callable[[Tiles], None] = tell_nobody,
@@ -217,7 +220,7 @@ class Upscaler:
         image: Pixels,
         *,
         tile: int | None = None,
-        halo: int = DEFAULT_HALO,
+        halo: int | None = None,
         outscale: float | None = None,
         between_tiles: Callable[[], None] = go_on,
         on_progress: Callable[[Tiles], None] = tell_nobody,
@@ -232,7 +235,7 @@ class Upscaler:
             tile: longest side of a tile's core in input pixels. None takes the largest that fits into the memory free
                 now and that ended no process before, and smaller ones when memory runs out all the same. A given tile
                 is never changed.
-            halo: pixels of context around a tile; below 48 seams can be seen.
+            halo: pixels of context around a tile; the network's own by default.
             outscale: how many times wider and higher the result is to be; anything but the network's own scale is
                 reached by a final Lanczos resize.
             between_tiles: called between two tiles. What it raises ends the work and reaches the caller unchanged:
@@ -289,8 +292,7 @@ class Upscaler:
         """
         colours = [_colours(picture) for picture in pictures]
         alone = [
-            self._enlarged(_colours(one), None, DEFAULT_HALO, one.outscale, between_tiles, tell_nobody)
-            for one in pictures
+            self._enlarged(_colours(one), None, None, one.outscale, between_tiles, tell_nobody) for one in pictures
         ]
         height, width = colours[0].shape[:2]
         if MOST[self._device] == 1 or height * width > self._tile_pixels():
@@ -329,7 +331,7 @@ class Upscaler:
         self,
         colours: Pixels,
         tile: int | None,
-        halo: int,
+        halo: int | None,
         outscale: float | None,
         between_tiles: Callable[[], None],
         on_progress: Callable[[Tiles], None],
@@ -339,7 +341,7 @@ class Upscaler:
         With the largest tiles that fit; when memory runs out, what is left is done with half of that.
         """
         height, width = colours.shape[:2]
-        itemsize = colours.itemsize
+        itemsize, halo = colours.itemsize, self.halo if halo is None else halo
         size = tile or self.chosen_tile(memory.Picture(height, width, itemsize=itemsize), halo=halo, outscale=outscale)
         top = done = 0
         while top < height:
@@ -410,13 +412,14 @@ class Upscaler:
         """Input pixels that may be in the network at once, from the memory that is free now."""
         return memory.tile_pixels(self.need, free_memory(self._device), self._device, 0)
 
-    def chosen_tile(self, picture: memory.Picture, *, halo: int = DEFAULT_HALO, outscale: float | None = None) -> int:
+    def chosen_tile(self, picture: memory.Picture, *, halo: int | None = None, outscale: float | None = None) -> int:
         """The tile with which a picture is enlarged when none is given; see `strips`.
 
         Raises:
             Failed: `out_of_memory` where the smallest tile ended a process before, and no more memory is free now.
         """
         free = free_memory(self._device)
+        halo = self.halo if halo is None else halo
         key = self._key(picture.height, picture.width)
         bound = self._remembered.bound(key, free) if self._remembered else Bound()
 

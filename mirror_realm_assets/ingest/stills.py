@@ -1,7 +1,8 @@
 """Writing a still at full size as its file holds it: what runs inside the sandboxed child, and only there.
 
 What belongs here: which of depth, colours, transparency and metadata an opened picture has, and keeping them. What does
-not: opening it (`ingest.decoding`), and pictures for the screen (`ingest.upright`).
+not: opening it (`ingest.decoding`), colours that Pillow cannot read in full (`ingest.deep`), pictures for the screen
+(`ingest.upright`).
 
 RGB and grey stay in the profile they are in. CMYK and Lab, which no enhancement model knows, become sRGB by their
 profile.
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mirror_realm_assets.ingest import upright
+from mirror_realm_assets.ingest import deep, upright
 from mirror_realm_assets.ingest.still import StillFacts
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
 _DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+_MODES = {channels: mode for mode, channels in _CHANNELS.items()}
 # Several pictures in a file of other formats are pages, or one picture in several sizes.
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
-_PNG_COLOURS = {2: 3, 6: 4}  # IHDR's colour type of RGB with and without alpha: channels
-_BITS, _PHOTOMETRIC, _RGB = 258, 262, 2
 
 _EXIF_IFD, _GPS_IFD, _ORIENTATION = 0x8769, 0x8825, 0x0112
 # Of the main directory: description, make, model, software, date, artist, rating, rating in percent, copyright. The
@@ -68,11 +68,12 @@ def write(
     """
     import numpy as np
 
-    deep = _deep_colours(image, data)
-    if deep is None:
+    sixteen = deep.colours(image, data)
+    if sixteen is None:
         rows = _rows(image, white, icc)
     else:
-        rows = _Rows(deep.shape[2], True, _fitting(icc, "RGB"), iter([(0, deep)]))
+        channels = sixteen.shape[2] if sixteen.ndim == 3 else 1
+        rows = _Rows(channels, True, _fitting(icc, _MODES[channels]), iter([(0, sixteen)]))
     height, width = image.height, image.width
     if orientation >= 5:
         height, width = width, height
@@ -142,37 +143,6 @@ def _fitting(icc: bytes | None, mode: str) -> bytes | None:
     if icc is None:
         return None
     return icc if upright.colour_space(icc) == {"L": "GRAY", "LA": "GRAY"}.get(mode, "RGB") else None
-
-
-def _deep_colours(image: Image.Image, data: mmap.mmap) -> npt.NDArray[np.uint16] | None:
-    """RGB or RGBA of 16 bits, which Pillow reads as 8; None where the file is no such PNG or TIFF."""
-    import numpy as np
-
-    if image.format == "PNG":
-        # Bit depth and colour type stand at fixed places of the first chunk.
-        if data[24] != 16 or data[25] not in _PNG_COLOURS:
-            return None
-    elif image.format == "TIFF":
-        tags = getattr(image, "tag_v2", {})
-        bits = tags.get(_BITS)
-        if (
-            not isinstance(bits, tuple)
-            or len(bits) not in (3, 4)
-            or set(bits) != {16}
-            or tags.get(_PHOTOMETRIC) != _RGB
-        ):
-            return None
-    else:
-        return None
-    import cv2
-
-    cv2.setNumThreads(1)
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    size = (image.height, image.width)
-    if found is None or found.dtype != np.uint16 or found.ndim != 3 or found.shape[:2] != size:
-        return None  # of another kind after all: 8 bits are better than nothing
-    order = cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    return np.asarray(cv2.cvtColor(found, order), np.uint16)
 
 
 def kept_exif(image: Image.Image) -> bytes | None:

@@ -153,7 +153,7 @@ def test_a_chosen_tile_is_halved_when_memory_runs_out(upscaler: Upscaler, monkey
     picture = noise(256, 256)
 
     def run(self: Network, descriptor: object, part: Picture) -> Picture:
-        if part.shape[0] > 180:
+        if part.shape[0] > 210:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return part.repeat(4, axis=0).repeat(4, axis=1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from PIL import Image, ImageCms
@@ -228,3 +229,42 @@ def test_hard_pictures_look_the_same_as_on_the_screen(decoder: Decoder) -> None:
             assert np.array_equal(found.pixels, shown), name
         checked += 1
     assert checked > 20
+
+
+def ten_or_twelve(bits: int, channels: int) -> np.ndarray:
+    """Every level of so many bits, and whole-range numbers of the same."""
+    levels = np.arange(60 * 80).reshape(60, 80) * 7 % 2**bits
+    return np.dstack([(levels * (1 + 2 * n)) % 2**bits for n in range(channels)]).astype(np.uint16)
+
+
+def as_heif(array: np.ndarray, bits: int, **options: object) -> bytes:
+    """Without loss; pillow-heif takes 16 bits and keeps the upper ones."""
+    mode = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}[array.shape[2]]
+    file = pillow_heif.from_bytes(mode, (80, 60), (array << (16 - bits)).tobytes())
+    lossless = {"quality": -1, "chroma": 444} | ({} if mode == "I;16" else {"matrix_coefficients": 0})
+    buffer = io.BytesIO()
+    file.save(buffer, bit_depth=bits, **(lossless | options))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_ten_and_twelve_bits_use_the_whole_range_of_sixteen(decoder: Decoder, channels: int, bits: int) -> None:
+    array = ten_or_twelve(bits, channels)
+    found = still(decoder, as_heif(array, bits)).pixels
+    assert found.dtype == np.uint16 and found.min() == 0 and found.max() == 65535
+    assert np.array_equal(found.reshape(array.shape), np.rint(array * (65535 / (2**bits - 1))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_deep_heif_is_turned_once_and_keeps_its_profile(decoder: Decoder, orientation: int) -> None:
+    array = ten_or_twelve(10, 3)
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010F] = orientation, "camera"
+    content = as_heif(array, 10, exif=exif.tobytes(), icc_profile=SRGB)
+    found = still(decoder, content)
+    assert np.array_equal(found.pixels, TURNS[orientation](np.rint(array * (65535 / 1023))))
+    assert found.icc == SRGB
+    assert found.exif is not None and read_exif(found.exif)[ORIENTATION] == 1
+    with memory_file(content) as fd:
+        assert np.abs(found.pixels / 257 - decoder.pixels(fd)).max() < 3  # as on the screen
