@@ -214,7 +214,7 @@ def test_a_tile_in_which_a_process_was_killed_is_halved_down_to_the_smallest(
     assert (done.returncode, done.stdout.split()) == (-signal.SIGKILL, ["512"])
     seen = plain(10_000)
     enlarge(models_dir, path)
-    assert max(seen) == 256 + 48
+    assert max(seen) == 256 + 18
     # The same again, but at the floor, and where not even that is reckoned to fit.
     while (bounded := RememberedTiles(path).bound(KEY, 10**9).tile or 1000) > SMALLEST_TILE // 2:
         fail(RememberedTiles(path), min(bounded, 512))

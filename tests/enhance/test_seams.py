@@ -49,7 +49,7 @@ def test_the_small_model_sees_no_further_than_its_halo(small: Upscaler) -> None:
     assert max(tile.padded.height for tile in plan(96, 96, tile=32, halo=small.halo)) < 96
     for name, picture in PICTURES.items():
         assert worst(small, picture[part, part], 32, small.halo) == 0, name
-    assert max(worst(small, picture[part, part], 32, 2) for picture in PICTURES.values()) > 1
+    assert worst(small, PICTURES[HARDEST][part, part], 32, 2) > 1  # a halo that is too small is noticed
 
 
 @pytest.mark.long

@@ -49,9 +49,8 @@ def gradient_energy(picture: Picture) -> float:
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
-@pytest.mark.parametrize(("name", "top", "left"), [("astronaut", 60, 160), ("chelsea", 90, 120), ("coffee", 160, 220)])
-def test_tiles_leave_no_visible_seam(upscaler: Upscaler, name: str, top: int, left: int) -> None:
-    strip = getattr(skimage.data, name)()[top : top + 32, left : left + 160]
+def test_tiles_leave_no_visible_seam(upscaler: Upscaler) -> None:
+    strip = skimage.data.astronaut()[60:92, 160:320]
     whole = upscaler.upscale(strip, tile=160)
     tiled = upscaler.upscale(strip, tile=80, halo=48)
     assert whole.shape == (128, 640, 3)
