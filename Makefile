@@ -15,6 +15,8 @@ PORT ?=
 export OMP_NUM_THREADS ?= 2
 # Nor should they spin for long while something else wants their core.
 export GOMP_SPINCOUNT ?= 3000
+# What the network of an embedder frees is kept for its next pass: see KeptMemory in mirror_realm_assets/weights/hardware.py.
+export MALLOC_ARENA_MAX ?= 1
 # Tests that load weights run in one process one after the other, the rest in all of them.
 TEST_PROCESSES ?= 2
 

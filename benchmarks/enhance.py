@@ -151,7 +151,8 @@ import resource, sys, tempfile, time
 import numpy as np
 from pathlib import Path
 from skimage import data
-from mirror_realm_assets.enhance.codec import Style, encode_rows, probe_file
+from mirror_realm_assets.enhance.codec import Style, encode_rows
+from mirror_realm_assets.enhance.probing import probe_file
 from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.weights.registry import MODELS
 def peak():

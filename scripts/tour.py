@@ -36,6 +36,7 @@ from mirror_realm_assets.pipeline import standard_stages
 from mirror_realm_assets.ports import free_port, wait_ready
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stop_signals import Stop, stop_signals
+from mirror_realm_assets.weights.hardware import start_environment
 from mirror_realm_assets.weights.registry import NEEDED
 
 # After these a person is told where to look.
@@ -359,7 +360,7 @@ def main() -> int:
     options.add_argument("--photos", type=int, default=len(demo.PHOTOS), help="how many photos to make")
     options.add_argument("--side", type=int, default=demo.SIDE, help="their width in pixels")
     chosen = options.parse_args()
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command line, for what is started from here
+    start_environment()
     teller = Teller()
     with stop_signals() as stop:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, NoReturn
 
@@ -25,6 +24,7 @@ from mirror_realm_assets.cli import (
 )
 from mirror_realm_assets.cli.output import safe, say
 from mirror_realm_assets.errors import Failed, MirrorRealmError, as_error
+from mirror_realm_assets.weights.hardware import start_environment
 
 
 class _Commands(click.Group):
@@ -65,10 +65,7 @@ def _end(error: MirrorRealmError) -> NoReturn:
 @click.version_option(package_name="mirror-realm")
 def cli() -> None:
     """Mirror Realm: folders become enhanced, searchable media."""
-    # Read by OpenMP when torch is loaded, here and in what this command starts. Its threads spin for about 1 ms
-    # by default: with a busy daemon beside it on 2 cores, an enhancement took 14 s so and 7 s with this (alone 5.2 and
-    # 5.5 s).
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    start_environment()
 
 
 for module in (setup, sources, work, look, history, duplicates, search, models, picture, export, prune, migrate, serve):

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.progress import Prepared, Tiles, go_on, tell_nobody
 from mirror_realm_assets.enhance.remembered import RememberedTiles
-from mirror_realm_assets.enhance.upscale import Prepared, Tiles, Upscaler, go_on, tell_nobody
+from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.weights.hardware import Device, DeviceSetting, Precision, PrecisionSetting
 from mirror_realm_assets.weights.registry import Model
 

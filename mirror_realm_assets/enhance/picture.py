@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror_realm_assets.catalog.policy import SourcePolicy
-from mirror_realm_assets.enhance.codec import SUFFIXES, PictureFormat, Style, encode_rows, probe_file, require_size
+from mirror_realm_assets.enhance.codec import SUFFIXES, PictureFormat, Style, encode_rows, require_size
 from mirror_realm_assets.enhance.engines import Engine, EngineName, open_engine
 from mirror_realm_assets.enhance.estimate import estimate_seconds, seconds_per_megapixel
 from mirror_realm_assets.enhance.faces import FaceRestorer, open_restorer, rows_with_faces
 from mirror_realm_assets.enhance.layers import Pixels
+from mirror_realm_assets.enhance.probing import probe_file
+from mirror_realm_assets.enhance.progress import Tiles
 from mirror_realm_assets.enhance.remembered import RememberedTiles
-from mirror_realm_assets.enhance.upscale import Tiles
 from mirror_realm_assets.errors import Failed, MirrorRealmError, SetupError, as_error
 from mirror_realm_assets.ingest.decoder import Decoder
 from mirror_realm_assets.ingest.originals import read_original

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from mirror_realm_assets.enhance.layers import Pixels
 from mirror_realm_assets.enhance.legacy import load
+from mirror_realm_assets.enhance.progress import Prepared, Tiles, go_on, tell_nobody
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO
-from mirror_realm_assets.enhance.upscale import Prepared, Tiles, go_on, tell_nobody
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.weights.denoise import denoised_state
 from mirror_realm_assets.weights.fetch import require

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mirror_realm_assets.enhance.engines import Engine
     from mirror_realm_assets.enhance.faces import FaceRestorer, RestoredFace
     from mirror_realm_assets.enhance.layers import Pixels
-    from mirror_realm_assets.enhance.upscale import Prepared
+    from mirror_realm_assets.enhance.progress import Prepared
 
 
 @dataclass
@@ -140,7 +140,8 @@ class Steps:
         Raises:
             Failed: `not_verified`, `store_corrupt`, `store_failed`.
         """
-        from mirror_realm_assets.enhance.codec import probe_file, small
+        from mirror_realm_assets.enhance.codec import small
+        from mirror_realm_assets.enhance.probing import probe_file
 
         height, width = picture.size
         with self.context.services.store.local_path(stored.key, stored.sha256) as path:

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.enhance.batches import AHEAD, MOST, Batches, Begun, equal_runs
 from mirror_realm_assets.enhance.layers import Layers, Pixels, as_grey, put_together, taken_apart
 from mirror_realm_assets.enhance.networks import Network
+from mirror_realm_assets.enhance.progress import Prepared, Tiles, Watch, go_on, tell_nobody
 from mirror_realm_assets.enhance.remembered import Bound, Key, RememberedTiles
 from mirror_realm_assets.enhance.resizing import RowResizer, resized_rows
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO, SMALLEST_TILE, Tile, largest_tile, plan
@@ -41,72 +41,6 @@ from mirror_realm_assets.weights.hardware import (
 from mirror_realm_assets.weights.registry import Model
 
 _Running = Callable[[], AbstractContextManager[None]]  # what a pass of the network is run within
-
-
-def go_on() -> None:
-    """Between tiles, do nothing."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How far a picture is: `done` of `total` tiles, and `left`, the share of the computing that is to come."""
-
-    done: int
-    total: int
-    left: float
-
-
-def tell_nobody(_tiles: Tiles) -> None:
-    """Of progress."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A picture that is to be enlarged.
-
-    Attributes:
-        image: as `ingest.still.Still` has it.
-        outscale: how many times wider and higher the result is to be; None for the model's own scale.
-        layers: what `image` is made of, where an engine takes it apart.
-    """
-
-    image: Pixels
-    outscale: float | None
-    layers: Layers | None = None
-
-
-class _Watch:
-    """Counts tiles; a plan that replaces another goes on counting."""
-
-    def __init__(
-        self,
-        tiles: Sequence[Tile],
-        done: int,
-        between_tiles: Callable[[], None],
-        on_progress: Callable[[Tiles], None],
-    ) -> None:
-        self._pixels = [tile.padded.pixels for tile in tiles]
-        self._before, self._here = done, 0
-        self._begun = done > 0
-        self._between_tiles, self._on_progress = between_tiles, on_progress
-        self._tell()
-
-    @property
-    def done(self) -> int:
-        return self._before + self._here
-
-    def begin(self) -> None:
-        if self._begun:
-            self._between_tiles()
-        self._begun = True
-
-    def end(self) -> None:
-        self._here += 1
-        self._tell()
-
-    def _tell(self) -> None:
-        left = sum(self._pixels[self._here :]) / sum(self._pixels)
-        self._on_progress(Tiles(self.done, self._before + len(self._pixels), left))
 
 
 class Upscaler:
@@ -346,7 +280,7 @@ class Upscaler:
         top = done = 0
         while top < height:
             tiles = plan(height, width, tile=size, halo=halo, top=top)
-            watch = _Watch(tiles, done, between_tiles, on_progress)
+            watch = Watch(tiles, done, between_tiles, on_progress)
             running = nullcontext if tile else self._trial(height, width, size, tiles)
             each = self._each(colours, tiles, watch, running)
             try:
@@ -363,7 +297,7 @@ class Upscaler:
             release_memory()
             size, done = max(SMALLEST_TILE, size // 2), watch.done
 
-    def _each(self, colours: Pixels, tiles: Sequence[Tile], watch: _Watch, running: _Running) -> Iterator[Pixels]:
+    def _each(self, colours: Pixels, tiles: Sequence[Tile], watch: Watch, running: _Running) -> Iterator[Pixels]:
         """The padded box of each tile, enlarged, in order."""
         pieces = [colours[tile.padded.top : tile.padded.bottom, tile.padded.left : tile.padded.right] for tile in tiles]
         if MOST[self._device] == 1:
@@ -386,7 +320,7 @@ class Upscaler:
         for piece, made in zip(pieces, begun.results(), strict=True):
             yield self._network.run(piece) if made is None else made
 
-    def _row(self, colours: Pixels, row: list[Tile], each: Iterator[Pixels], watch: _Watch) -> Pixels:
+    def _row(self, colours: Pixels, row: list[Tile], each: Iterator[Pixels], watch: Watch) -> Pixels:
         """One row of tiles, enlarged and put together."""
         scale = self.scale
         width = colours.shape[1] * scale

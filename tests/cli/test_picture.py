@@ -14,7 +14,7 @@ from PIL import Image
 
 from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.enhance import picture as module
-from mirror_realm_assets.enhance.upscale import Tiles
+from mirror_realm_assets.enhance.progress import Tiles
 from mirror_realm_assets.errors import Failed
 
 

@@ -22,10 +22,9 @@ from mirror_realm_assets.enhance.codec import (
     Style,
     encode,
     encode_rows,
-    probe,
-    probe_file,
     small,
 )
+from mirror_realm_assets.enhance.probing import probe, probe_file
 from mirror_realm_assets.errors import Failed
 
 Picture = npt.NDArray[np.uint8]
@@ -195,7 +194,8 @@ def test_a_large_result_is_written_and_checked_in_bounded_memory(tmp_path: Path)
 import sys
 from pathlib import Path
 import numpy as np
-from mirror_realm_assets.enhance.codec import Style, encode_rows, probe_file
+from mirror_realm_assets.enhance.codec import Style, encode_rows
+from mirror_realm_assets.enhance.probing import probe_file
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -12,8 +12,9 @@ import skimage.data
 
 from mirror_realm_assets.enhance.engines import open_engine
 from mirror_realm_assets.enhance.legacy import PACKAGES
+from mirror_realm_assets.enhance.progress import Tiles
 from mirror_realm_assets.enhance.reference import ReferenceUpscaler
-from mirror_realm_assets.enhance.upscale import Tiles, Upscaler
+from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.weights.registry import MODELS
 

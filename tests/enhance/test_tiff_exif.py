@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from mirror_realm_assets.enhance.codec import Style, encode, probe
+from mirror_realm_assets.enhance.codec import Style, encode
+from mirror_realm_assets.enhance.probing import probe
 
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,7 +13,8 @@ import skimage.data
 from PIL import Image
 
 from mirror_realm_assets.enhance.networks import Network
-from mirror_realm_assets.enhance.upscale import Tiles, Upscaler
+from mirror_realm_assets.enhance.progress import Tiles
+from mirror_realm_assets.enhance.upscale import Upscaler
 from mirror_realm_assets.errors import Failed, SetupError
 from mirror_realm_assets.weights.registry import MODELS
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,38 @@ def test_a_full_memory_is_told_from_other_failures() -> None:
     assert model_failure(RuntimeError("shapes differ"), "a tile").code == "model_failed"
     ours = Failed("cancelled", "Stop.")
     assert model_failure(ours, "a tile") is ours
+
+
+def test_kept_memory_spares_page_faults_and_is_given_back() -> None:
+    script = """
+import resource
+import torch
+from mirror_realm_assets.weights.hardware import KeptMemory, release_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(12_000_000)  # 48 MB: beyond what glibc ever keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+torch.set_num_threads(1)
+start = resident()
+kept, second = KeptMemory(), KeptMemory()
+faults()
+while_kept = faults()
+second.give_back()
+second.give_back()
+still_kept = faults()
+grown = resident() - start
+kept.give_back()
+release_memory()
+print(while_kept, still_kept, faults(), grown, resident() - start)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    while_kept, still_kept, after, grown, left = (float(word) for word in done.stdout.split())
+    assert max(while_kept, still_kept) < after / 10
+    assert grown > 40 and left < 20  # megabytes
