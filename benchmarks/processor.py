@@ -13,7 +13,9 @@ from pathlib import Path
 _TICKS = os.sysconf("SC_CLK_TCK")
 # The first that is in a command names its program.
 _WORDS = {
-    "execute_run": "runs",
+    "benchmarks": "this process",
+    "spawn_main": "runs",
+    "resource_tracker": "runs",
     "dagster-webserver": "webserver",
     "dagster_webserver": "webserver",
     "dagster._daemon": "daemon",
@@ -29,7 +31,7 @@ _WORDS = {
 
 
 class Processor:
-    """Seconds of processor time by program that this process started, since it was made.
+    """Seconds of processor time by program, of this process and those it started, since it was made.
 
     `sample` often, as processes end.
     """
@@ -68,8 +70,6 @@ def _now() -> dict[tuple[int, str], float]:
 
 
 def _is_ours(pid: int, parents: dict[int, int]) -> bool:
-    while pid > 1:
+    while pid > 1 and pid != os.getpid():
         pid = parents.get(pid, 0)
-        if pid == os.getpid():
-            return True
-    return False
+    return pid == os.getpid()

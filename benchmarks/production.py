@@ -87,7 +87,7 @@ def _environment(home: Path, server: Any, bucket: Any) -> dict[str, str]:
     }
 
 
-def _direct(env: dict[str, str], folder: Path) -> dict[str, float]:
+def _direct(env: dict[str, str], folder: Path) -> dict[str, Any]:
     """Seconds and batches of the same stages over the same files, called one after the other in this process."""
     os.environ.update(env)
     run(env, "init")
@@ -96,6 +96,7 @@ def _direct(env: dict[str, str], folder: Path) -> dict[str, float]:
     settings = Settings.read()
     services = open_services(settings)
     stages = standard_stages(settings)
+    processor = Processor()
     began = time.monotonic()
     with services.catalog.read() as conn:
         source = sources.get(conn, "photos")
@@ -112,9 +113,15 @@ def _direct(env: dict[str, str], folder: Path) -> dict[str, float]:
                 run_stage(stage, key, services, stages)
     update_index(services, stages, "photos")
     seconds = time.monotonic() - began
+    processor.sample()
     close_services(settings)
     print(f"directly: {FILES} files in {len(pending)} batches, {seconds:.1f} s", file=sys.stderr)
-    return {"batches": len(pending), "seconds": round(seconds, 1), "files_per_second": round(FILES / seconds, 1)}
+    return {
+        "batches": len(pending),
+        "seconds": round(seconds, 1),
+        "files_per_second": round(FILES / seconds, 1),
+        "processor_seconds": processor.seconds(),
+    }
 
 
 def _through_dagster(env: dict[str, str], hidden: Path, folder: Path) -> dict[str, Any]:
