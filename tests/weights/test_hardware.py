@@ -108,6 +108,7 @@ def resident():
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 torch.set_num_threads(1)
+faults()
 start = resident()
 kept, second = KeptMemory(), KeptMemory()
 faults()
@@ -123,4 +124,4 @@ print(while_kept, still_kept, faults(), grown, resident() - start)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     while_kept, still_kept, after, grown, left = (float(word) for word in done.stdout.split())
     assert max(while_kept, still_kept) < after / 10
-    assert grown > 40 and left < 20  # megabytes
+    assert grown > 40 and grown - left > 40  # megabytes: what was kept is gone
