@@ -8,11 +8,11 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -23,12 +23,15 @@ from mirror_realm_assets.errors import SetupError
 
 _BUSY_SECONDS = 60.0  # a bulk drain holds SQLite's only write lock for seconds; waiting is right, failing is not
 _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
+_CHUNK = 400  # SQLite once allowed 999 variables in a statement
 # Advisory locks of PostgreSQL: numbers that nothing else on the database may use.
 _MIGRATION_LOCK = 7266301
 _PLACES_LOCK = 7266302
 MONTHS_LOCK = 7266303
 
 HEAD = "0008"
+
+T = TypeVar("T")
 """The newest revision of the schema; asking Alembic would cost every command a fifth of a second."""
 
 
@@ -187,6 +190,11 @@ def now(conn: sa.Connection) -> datetime:
         assert isinstance(value, datetime)  # noqa: S101 - narrows the driver's Any
         return value.astimezone(UTC)
     return datetime.now(UTC)
+
+
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Pieces of a list that fit below SQLite's limit of bound variables."""
+    yield from (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
 def inserted_id(result: sa.CursorResult[Any]) -> int:

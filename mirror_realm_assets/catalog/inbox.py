@@ -12,18 +12,15 @@ looked at must not swallow one that is written meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import sqlalchemy as sa
 
 from mirror_realm_assets.catalog import tables as t
+from mirror_realm_assets.catalog.engine import chunks
 
 FEATURE = "embeddings"
-_CHUNK = 400  # stays below SQLite's limit of bound variables
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def embedded(conn: sa.Connection, recipe: str, subjects: Iterable[tuple[str, int
     )
     rows = [
         {"source_id": row[0], "recipe": recipe, "image_digest": row[1], "part": row[2]}
-        for chunk in _chunks(sorted({digest for digest, _part in wanted}))
+        for chunk in chunks(sorted({digest for digest, _part in wanted}))
         for row in conn.execute(query.where(p.image_digest.in_(chunk)))
         if (row[1], row[2]) in wanted
     ]
@@ -65,7 +62,7 @@ def shown(conn: sa.Connection, media_ids: Iterable[int]) -> None:
         .where(f.feature == FEATURE, f.status == "ok")
     )
     names = ("source_id", "recipe", "image_digest", "part")
-    for chunk in _chunks(sorted(set(media_ids))):
+    for chunk in chunks(sorted(set(media_ids))):
         conn.execute(t.index_inbox.insert().from_select(names, query.where(m.id.in_(chunk))))
 
 
@@ -85,7 +82,7 @@ def pictures(conn: sa.Connection, source_ids: Sequence[int], recipe: str) -> lis
 
 def forget(conn: sa.Connection, ids: Iterable[int]) -> None:
     """Drop notes by their ids, never by a range: a smaller id may still be in a transaction that is not over."""
-    for chunk in _chunks(sorted(ids)):
+    for chunk in chunks(sorted(ids)):
         conn.execute(t.index_inbox.delete().where(t.index_inbox.c.id.in_(chunk)))
 
 
@@ -93,7 +90,3 @@ def forget_index(conn: sa.Connection, source_id: int, recipe: str) -> None:
     """Drop all notes of an index that is no more."""
     i = t.index_inbox.c
     conn.execute(t.index_inbox.delete().where(i.source_id == source_id, i.recipe == recipe))
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    yield from (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))

@@ -11,10 +11,10 @@ source shows any more; it is no member for the difference, so that a picture tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -22,7 +22,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from mirror_realm_assets.catalog import inbox, intents, leases
 from mirror_realm_assets.catalog import tables as t
-from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.engine import chunks, now
 from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.errors import Failed, LeaseLost
 
@@ -32,11 +32,8 @@ _KEPT = ("present", "missing")
 # An unreadable file was there a moment ago: it is neither added nor buried until that is settled.
 _NOT_GONE = (*_KEPT, "unreadable")
 _NOTES_A_LOOK = 10_000  # the next look goes on where this one ended
-_CHUNK = 400  # stays below SQLite's limit of bound variables
 # Enough to see what happened lately; one a build would be thousands a day.
 _KEEP_VERSIONS = 20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,7 @@ def has_noted(conn: sa.Connection, source_id: int, recipe: str) -> tuple[bool, l
     """
     idle: list[Note] = []
     found = inbox.notes(conn, source_id, recipe, _NOTES_A_LOOK)
-    for notes in _chunks(found):
+    for notes in chunks(found):
         subjects = {(note.image_digest, note.part) for note in notes}
         waiting = _among(conn, [source_id], recipe, {digest for digest, _part in subjects})
         if any((row.image_digest, row.part) in subjects for row in waiting):
@@ -279,8 +276,8 @@ def members_of(conn: sa.Connection, segment: str, positions: Sequence[int] | Non
     query = sa.select(*_MEMBER).where(m.segment == segment, m.deleted_at.is_(None)).order_by(m.position)
     if positions is None:
         return [Member(*row) for row in conn.execute(query)]
-    chunks = _chunks(positions)
-    return [Member(*row) for chunk in chunks for row in conn.execute(query.where(m.position.in_(chunk)))]
+    found = (row for chunk in chunks(positions) for row in conn.execute(query.where(m.position.in_(chunk))))
+    return [Member(*row) for row in found]
 
 
 def hits(conn: sa.Connection, source_ids: Sequence[int] | None, subjects: Sequence[tuple[str, int]]) -> list[Found]:
@@ -316,7 +313,7 @@ def hits(conn: sa.Connection, source_ids: Sequence[int] | None, subjects: Sequen
         query = query.where(t.sources.c.id.in_(source_ids))
     wanted = set(subjects)
     places: dict[Found, set[bytes]] = {}
-    for chunk in _chunks(sorted({digest for digest, _part in wanted})):
+    for chunk in chunks(sorted({digest for digest, _part in wanted})):
         for row in conn.execute(query.where(p.image_digest.in_(chunk))).mappings():
             if (row["image_digest"], row["part"]) in wanted:
                 facts = dict(row)
@@ -459,7 +456,7 @@ def _among(
     where = _embedded(source_ids, recipe, late=True)
     query = sa.select(f.image_digest, f.part, f.output).where(*where)
     found = (
-        row for chunk in _chunks(sorted(image_digests)) for row in conn.execute(query.where(f.image_digest.in_(chunk)))
+        row for chunk in chunks(sorted(image_digests)) for row in conn.execute(query.where(f.image_digest.in_(chunk)))
     )
     return [_pending(row[0], row[1], row[2]) for row in found]
 
@@ -486,11 +483,11 @@ def _replace_members(conn: sa.Connection, draft: ManifestDraft, new: Sequence[Me
     subjects = {(member.image_digest, member.part) for member in new}
     ids = [
         row[0]
-        for chunk in _chunks(sorted({digest for digest, _part in subjects}))
+        for chunk in chunks(sorted({digest for digest, _part in subjects}))
         for row in conn.execute(dead.where(_m.image_digest.in_(chunk)))
         if (row[1], row[2]) in subjects
     ]
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         conn.execute(t.index_members.delete().where(_m.id.in_(chunk)))
     rows = [{"source_id": draft.source_id, "recipe": draft.recipe, **asdict(member)} for member in new]
     if rows:
@@ -502,7 +499,7 @@ def _bury(conn: sa.Connection, draft: ManifestDraft, at: datetime) -> None:
     for member in draft.tombstones:
         positions.setdefault(member.segment, []).append(member.position)
     for segment, dead in positions.items():
-        for chunk in _chunks(dead):
+        for chunk in chunks(dead):
             where = (_m.source_id == draft.source_id, _m.segment == segment, _m.position.in_(chunk))
             conn.execute(t.index_members.update().where(*where).values(deleted_at=at))
 
@@ -518,7 +515,3 @@ def _count_live(conn: sa.Connection, draft: ManifestDraft) -> int:
     if any(count > room.get(segment, 0) or last >= room[segment] for segment, count, _dead, last in found):
         raise Failed("internal", "The members of an index do not fit its segments; nothing was published.")
     return sum(count - dead for _segment, count, dead, _last in found)
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    yield from (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))

@@ -6,7 +6,7 @@ computed from what is recorded, and `settled_at` only remembers the result so th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -17,14 +17,13 @@ import sqlalchemy as sa
 from mirror_realm_assets.catalog import features as feature_rows
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.batches import Batch, lock_items
-from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.engine import chunks, now
 from mirror_realm_assets.catalog.features import FeatureKey
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.wants import PartFacts, Recipe, Record, Rule, State, Verdict, Want, judge, wanted
 from mirror_realm_assets.errors import REASONS
 
 RAW = "raw_media"  # the one feature whose subject is a location while its bytes are unread
-_CHUNK = 400
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def claim(conn: sa.Connection, works: Iterable[Work], worker_id: str, lease_seco
         "lease_until": now(conn) + timedelta(seconds=lease_seconds),
         "attempt": items.c.attempt + 1,
     }
-    for ids in _chunks(work.item_id for work in works):
+    for ids in chunks(sorted(work.item_id for work in works)):
         where = (items.c.id.in_(ids), items.c.settled_at.is_(None))  # cancelled ones stay settled
         lock_items(conn, *where)
         conn.execute(items.update().where(*where).values(**values))
@@ -190,7 +189,7 @@ def claim(conn: sa.Connection, works: Iterable[Work], worker_id: str, lease_seco
 
 def release(conn: sa.Connection, works: Iterable[Work]) -> None:
     """Put running items back to waiting: their work was not begun, or recorded and not final."""
-    for ids in _chunks(work.item_id for work in works):
+    for ids in chunks(sorted(work.item_id for work in works)):
         where = (t.batch_items.c.id.in_(ids), t.batch_items.c.state == "running")
         lock_items(conn, *where)
         conn.execute(t.batch_items.update().where(*where).values(state="waiting", worker_id=None, lease_until=None))
@@ -387,17 +386,12 @@ def _settle_items(conn: sa.Connection, ids: Sequence[int], outcome: str, code: s
         "lease_until": None,
         "progress": None,
     }
-    for chunk in _chunks(ids):
+    for chunk in chunks(sorted(ids)):
         conn.execute(t.batch_items.update().where(t.batch_items.c.id.in_(chunk)).values(**values))
 
 
 def _note_due(conn: sa.Connection, ids: Sequence[int], due: datetime | None) -> None:
     items = t.batch_items
-    for chunk in _chunks(ids):
+    for chunk in chunks(sorted(ids)):
         where = (items.c.id.in_(chunk), items.c.not_before.is_distinct_from(due))
         conn.execute(items.update().where(*where).values(not_before=due))
-
-
-def _chunks(ids: Iterable[int]) -> Iterator[list[int]]:
-    ordered = sorted(ids)
-    yield from (ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK))

@@ -95,20 +95,14 @@ class Network:
         except Exception as error:  # whatever it is, it is the reason recorded for this picture
             raise model_failure(error, _subject([picture])) from error
 
-    def run_batch(self, pictures: Sequence[Pixels]) -> list[Pixels]:
-        """Enlarge several pictures of equal shape and type in a single pass; see `run`.
-
-        Raises:
-            Failed: as `run`; it does not tell which of them is at fault.
-            ValueError: none, or arrays of different shapes or types.
-        """
-        return self.begin(pictures).results()
-
     def begin(self, pictures: Sequence[Pixels]) -> Pass:
-        """Begin a pass over pictures as `run_batch` takes them.
+        """Begin a pass over several pictures at once.
 
         On a CPU it is done when this returns. On a GPU it has been handed over: begin the next before taking this one's
         results, and the GPU computes while those travel to main memory.
+
+        Args:
+            pictures: as for `run`, of one shape and type.
 
         Raises:
             Failed: as `run`, for what fails at once; the rest is raised by `Pass.results`.

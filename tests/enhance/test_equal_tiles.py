@@ -84,7 +84,7 @@ def apart(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> int:
 
 def test_a_batch_is_what_each_is_alone(loaded: Upscaler, photos: dict[str, Picture]) -> None:
     pictures = crops(photos, 4)
-    together = loaded._network.run_batch(pictures)
+    together = loaded._network.begin(pictures).results()
     assert len({picture.tobytes() for picture in together}) == 4
     for one, picture in zip(together, pictures, strict=True):
         assert apart(one, loaded._network.run(picture)) <= 1
@@ -92,13 +92,13 @@ def test_a_batch_is_what_each_is_alone(loaded: Upscaler, photos: dict[str, Pictu
 
 def test_a_batch_of_sixteen_bits_stays_deep(loaded: Upscaler, photos: dict[str, Picture]) -> None:
     deep = [picture.astype(np.uint16) * 257 for picture in crops(photos, 2, 16)]
-    for one, picture in zip(loaded._network.run_batch(deep), deep, strict=True):
+    for one, picture in zip(loaded._network.begin(deep).results(), deep, strict=True):
         assert one.dtype == np.uint16 and apart(one, loaded._network.run(picture)) <= 257
 
 
 def test_a_batch_of_different_shapes_is_refused(loaded: Upscaler) -> None:
     with pytest.raises(ValueError, match="one shape"):
-        loaded._network.run_batch([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+        loaded._network.begin([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
 
 
 def test_equal_pictures_are_enlarged_in_one_pass(
