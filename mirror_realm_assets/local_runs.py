@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from mirror_realm_assets.catalog import index, sources
+from mirror_realm_assets.catalog import lacking, sources
 from mirror_realm_assets.catalog.batches import PendingBatch
 from mirror_realm_assets.definitions import build_defs
 from mirror_realm_assets.fault_points import point
@@ -137,8 +137,8 @@ def _run_index(
     with services.catalog.read() as conn:
         source = sources.get(conn, name)
         recipe = recipe_of(source.policy)
-        pending = index.count_pending(conn, source.id, recipe.digest) if recipe else 0
-        stale = index.count_stale(conn, source.id, recipe.digest) if recipe else 0
+        pending = lacking.count_pending(conn, source.id, recipe.digest) if recipe else 0
+        stale = lacking.count_stale(conn, source.id, recipe.digest) if recipe else 0
     if not pending and not stale:
         return
     say(f"Indexing {pending} new embeddings.")

@@ -29,9 +29,9 @@ _MIGRATION_LOCK = 7266301
 _PLACES_LOCK = 7266302
 MONTHS_LOCK = 7266303
 
-HEAD = "0008"
-
 T = TypeVar("T")
+
+HEAD = "0008"
 """The newest revision of the schema; asking Alembic would cost every command a fifth of a second."""
 
 

@@ -1,7 +1,7 @@
 """What an index has to look at: pictures that came to have a vector, or came to be shown, since it was built.
 
 What belongs here: noting such pictures in the transaction that makes them so, and forgetting them. What does not:
-whether one is really pending, which `index` decides by set difference.
+whether one is really pending, which `lacking` decides by set difference.
 
 A note is a hint and no more, but it saves every search and every build a look at all embeddings of a library. It may be
 there twice or for nothing. Should one ever be missing, a full look finds its picture: the first of an index, those of

@@ -1,51 +1,27 @@
-"""Indexes as the ledger sees them: what is pending, what the published manifest holds, and publishing the next one.
+"""Indexes as the ledger sees them: what the published manifest holds, and publishing the next one.
 
-What belongs here: queries about index manifests and their members, and from index members back to media and files. What
-does not: vectors, segments' bytes and scores (`search`), and running a build.
+What belongs here: index manifests and their members, and the way from members back to media and files. What does not:
+what an index lacks (`lacking`), vectors, segments' bytes and scores (`search`), and running a build.
 
-Pending is a set difference, verified embeddings minus members, and never a watermark or a count: what is recorded while
-a build runs is pending afterwards, whatever its number or time. It is asked of the pictures that `inbox` names, or, in
-a full look, of all. A *tombstone* is a member whose picture no media of the
-source shows any more; it is no member for the difference, so that a picture that returns is added anew.
+A *tombstone* is a member whose picture no media of the source shows any more; it is no member for what is pending, so
+that a picture that returns is added anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from mirror_realm_assets.catalog import inbox, intents, leases
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import chunks, now
-from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.errors import Failed, LeaseLost
 
-FEATURE = inbox.FEATURE
-# A file that is missing may be on a drive that is unplugged: it stays indexed, and is shown again when it returns.
-_KEPT = ("present", "missing")
-# An unreadable file was there a moment ago: it is neither added nor buried until that is settled.
-_NOT_GONE = (*_KEPT, "unreadable")
-_NOTES_A_LOOK = 10_000  # the next look goes on where this one ended
 # Enough to see what happened lately; one a build would be thousands a day.
 _KEEP_VERSIONS = 20
-
-
-@dataclass(frozen=True)
-class PendingVector:
-    """A recorded embedding that the published manifest does not contain, and its row in a shard of the store."""
-
-    image_digest: str
-    part: int
-    shard: str
-    sha256: str
-    row: int
-    dim: int
 
 
 @dataclass(frozen=True)
@@ -155,94 +131,6 @@ class Found:
     paths: tuple[bytes, ...]
 
 
-def pending(
-    conn: sa.Connection, source_id: int, recipe: str, limit: int | None = None, *, indexed: bool = False
-) -> list[PendingVector]:
-    """Verified embeddings of the source's current pictures that its published manifest does not contain.
-
-    Args:
-        conn: a connection.
-        source_id: the source.
-        recipe: digest of the recipe of the embeddings.
-        limit: return at most so many.
-        indexed: also those that the manifest contains.
-
-    Raises:
-        Failed: `catalog_failed` when an embedding is recorded without its place.
-    """
-    f = t.features.c
-    query = (
-        sa.select(f.image_digest, f.part, f.output)
-        .where(*_embedded([source_id], recipe, indexed=indexed))
-        .order_by(f.id)
-        .limit(limit)
-    )
-    return [_pending(row[0], row[1], row[2]) for row in conn.execute(query)]
-
-
-def noted(
-    conn: sa.Connection, source_id: int, recipe: str, limit: int | None = None
-) -> tuple[list[Note], list[PendingVector]]:
-    """What the inbox names for an index, at most `limit` of it, and which of these pictures are pending.
-
-    The notes are read first: whatever is committed between both is in the answer or in a note that is not.
-    """
-    found = inbox.notes(conn, source_id, recipe, limit)
-    subjects = {(note.image_digest, note.part) for note in found}
-    waiting = _among(conn, [source_id], recipe, {digest for digest, _part in subjects})
-    return found, [row for row in waiting if (row.image_digest, row.part) in subjects]
-
-
-def unindexed(conn: sa.Connection, source_ids: Sequence[int], recipe: str) -> list[PendingVector]:
-    """Verified embeddings of pictures that these sources show and that *none* of their manifests contains.
-
-    What a search has to look at besides the manifests: a picture that one of them contains is found by that one, and
-    `hits` tells every source that shows it. It goes by the inbox; only where a source has no index yet, by all.
-    """
-    if set(versions(conn, source_ids, recipe)) >= set(source_ids):
-        return _among(conn, source_ids, recipe, set(inbox.pictures(conn, source_ids, recipe)))
-    f = t.features.c
-    query = sa.select(f.image_digest, f.part, f.output).where(*_embedded(source_ids, recipe))
-    return [_pending(row[0], row[1], row[2]) for row in conn.execute(query)]
-
-
-def count_pending(conn: sa.Connection, source_id: int, recipe: str) -> int:
-    """How many vectors `pending` would return."""
-    query = sa.select(sa.func.count()).select_from(t.features).where(*_embedded([source_id], recipe))
-    return int(conn.execute(query).scalar_one())
-
-
-def has_noted(conn: sa.Connection, source_id: int, recipe: str) -> tuple[bool, list[Note]]:
-    """Whether a picture that the inbox names is pending; and, if none is, all notes that were looked at.
-
-    It looks at the oldest; once the caller has dropped what is not pending, the next look sees others.
-    """
-    idle: list[Note] = []
-    found = inbox.notes(conn, source_id, recipe, _NOTES_A_LOOK)
-    for notes in chunks(found):
-        subjects = {(note.image_digest, note.part) for note in notes}
-        waiting = _among(conn, [source_id], recipe, {digest for digest, _part in subjects})
-        if any((row.image_digest, row.part) in subjects for row in waiting):
-            return True, []
-        idle.extend(notes)
-    return False, idle
-
-
-def stale_members(conn: sa.Connection, source_id: int, recipe: str) -> list[Member]:
-    """Members without a tombstone whose picture no current media of the source shows any more.
-
-    Searches never need it: they ask what is shown. It looks at four tables for every member, about 20 s a million.
-    """
-    query = sa.select(*_MEMBER).where(*_stale(source_id, recipe)).order_by(t.index_members.c.id)
-    return [Member(*row) for row in conn.execute(query)]
-
-
-def count_stale(conn: sa.Connection, source_id: int, recipe: str) -> int:
-    """How many members `stale_members` would return."""
-    query = sa.select(sa.func.count()).select_from(t.index_members).where(*_stale(source_id, recipe))
-    return int(conn.execute(query).scalar_one())
-
-
 def manifest(conn: sa.Connection, source_id: int, recipe: str) -> Manifest | None:
     """The published manifest of a source under a recipe: its newest version."""
     c = t.index_manifests.c
@@ -273,7 +161,7 @@ def versions(conn: sa.Connection, source_ids: Sequence[int], recipe: str) -> dic
 def members_of(conn: sa.Connection, segment: str, positions: Sequence[int] | None = None) -> list[Member]:
     """Whose the vectors at `positions` of a segment are, all without `positions`; dead ones are left out."""
     m = t.index_members.c
-    query = sa.select(*_MEMBER).where(m.segment == segment, m.deleted_at.is_(None)).order_by(m.position)
+    query = sa.select(*MEMBER).where(m.segment == segment, m.deleted_at.is_(None)).order_by(m.position)
     if positions is None:
         return [Member(*row) for row in conn.execute(query)]
     found = (row for chunk in chunks(positions) for row in conn.execute(query.where(m.position.in_(chunk))))
@@ -379,100 +267,13 @@ def publish(
     return Manifest(segments=draft.segments, **new)
 
 
-def shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Sequence[str]) -> sa.Exists:
-    """For a query: whether a current content of the sources' media has this picture, at a place in one of `states`."""
-    p, m, l = t.parts.c, t.media.c, t.locations.c  # noqa: E741 - as in `hits`
-    return (
-        sa.select(sa.literal(1))
-        .select_from(t.parts.join(t.media, m.content_id == p.content_id).join(t.locations, l.media_id == m.id))
-        .where(p.image_digest == image_digest, p.part == part, _Late(m.source_id).in_(source_ids), l.state.in_(states))
-        .exists()
-    )
-
-
-class _Late(FunctionElement[Any]):
-    """A column that SQLite's planner, which has no statistics, must not start from.
-
-    Else it looks at all media of a source for every single picture. PostgreSQL has statistics, and joins large tables
-    at once if nobody hides the column from it.
-    """
-
-    name = "late"
-    inherit_cache = True
-
-    def __init__(self, column: sa.ColumnElement[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(_Late)
-def _plain(element: _Late, compiler: Any, **options: Any) -> str:
-    return str(compiler.process(element.clauses, **options))
-
-
-@compiles(_Late, "sqlite")
-def _hidden(element: _Late, compiler: Any, **options: Any) -> str:
-    return f"+{compiler.process(element.clauses, **options)}"
-
-
 def lease_name(source: str, recipe: str) -> str:
     """Of the right to publish a source's index under a recipe."""
     return f"index/{source}/{recipe}"
 
 
 _m = t.index_members.c
-_MEMBER = (_m.image_digest, _m.part, _m.segment, _m.position)
-
-
-def _embedded(
-    source_ids: Sequence[int], recipe: str, *, indexed: bool = False, late: bool = False
-) -> list[sa.ColumnElement[bool]]:
-    f = t.features.c
-    feature = _Late(f.feature) if late else f.feature
-    member = (
-        sa.select(sa.literal(1))
-        .select_from(t.index_members)
-        .where(
-            _m.source_id.in_(source_ids),
-            _m.recipe == recipe,
-            _m.image_digest == f.image_digest,
-            _m.part == f.part,
-            _m.deleted_at.is_(None),
-        )
-        .exists()
-    )
-    where = [feature == FEATURE, f.recipe == recipe, f.status == "ok", f.verified.is_(True)]
-    if not indexed:
-        where.append(~member)
-    return [*where, shown(source_ids, f.image_digest, f.part, _KEPT)]
-
-
-def _among(
-    conn: sa.Connection, source_ids: Sequence[int], recipe: str, image_digests: Collection[str]
-) -> list[PendingVector]:
-    """As `pending`, for all these sources together, of these pictures."""
-    f = t.features.c
-    # By digest, of which there are few, and not by recipe, of which there is a whole library.
-    where = _embedded(source_ids, recipe, late=True)
-    query = sa.select(f.image_digest, f.part, f.output).where(*where)
-    found = (
-        row for chunk in chunks(sorted(image_digests)) for row in conn.execute(query.where(f.image_digest.in_(chunk)))
-    )
-    return [_pending(row[0], row[1], row[2]) for row in found]
-
-
-def _stale(source_id: int, recipe: str) -> list[sa.ColumnElement[bool]]:
-    mine = [_m.source_id == source_id, _m.recipe == recipe, _m.deleted_at.is_(None)]
-    return [*mine, ~shown([source_id], _m.image_digest, _m.part, _NOT_GONE)]
-
-
-def _pending(image_digest: str, part: int, output: Mapping[str, Any] | None) -> PendingVector:
-    try:
-        place = output or {}
-        row, dim = int(place["row"]), int(place["dim"])
-        return PendingVector(image_digest, part, str(place["shard"]), str(place["sha256"]), row, dim)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Failed("catalog_failed", f"The embedding of {image_digest} is recorded without its place.") from error
+MEMBER = (_m.image_digest, _m.part, _m.segment, _m.position)
 
 
 def _replace_members(conn: sa.Connection, draft: ManifestDraft, new: Sequence[Member], dropped: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import activity, inbox, index, intents, leases
+from mirror_realm_assets.catalog import activity, inbox, index, intents, lacking, leases
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.sources import Source
 
@@ -45,7 +45,7 @@ def older_indexes(conn: sa.Connection, source_id: int, recipe: str) -> list[Olde
     )
     digest = (
         sa.select(f.model_digest)
-        .where(f.feature == index.FEATURE, f.recipe == m.recipe, f.status == "ok")
+        .where(f.feature == lacking.FEATURE, f.recipe == m.recipe, f.status == "ok")
         .limit(1)
         .scalar_subquery()
     )
@@ -69,7 +69,7 @@ def is_waited_for(conn: sa.Connection, source_id: int, older: str, recipe: str) 
         sa.select(sa.literal(1))
         .select_from(t.features)
         .where(
-            f.feature == index.FEATURE,
+            f.feature == lacking.FEATURE,
             f.recipe == recipe,
             f.image_digest == member.image_digest,
             f.part == member.part,
@@ -82,7 +82,7 @@ def is_waited_for(conn: sa.Connection, source_id: int, older: str, recipe: str) 
         member.recipe == older,
         member.deleted_at.is_(None),
         ~settled,
-        index.shown([source_id], member.image_digest, member.part, ("present",)),
+        lacking.shown([source_id], member.image_digest, member.part, ("present",)),
     )
     return conn.execute(waiting.limit(1)).first() is not None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mirror_realm_assets.catalog.index import PendingVector
+from mirror_realm_assets.catalog.lacking import PendingVector
 from mirror_realm_assets.errors import Failed
 from mirror_realm_assets.store.interface import Store
 from mirror_realm_assets.store.shards import ShardCache, vectors_of

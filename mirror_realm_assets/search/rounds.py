@@ -1,7 +1,7 @@
 """One round of a build: from recorded embeddings to the next published manifest.
 
 What belongs here: which vectors go into which segment, and the order of the steps. What does not: how often it is done
-(`build`), SQL (`catalog.index`), the form of a segment (`segments`).
+(`build`), SQL (`catalog.index`, `catalog.lacking`), the form of a segment (`segments`).
 
 The layout is a log-structured merge tree of two levels: sealed segments that are never touched, and one write buffer
 that is written anew, without its dead, together with what is pending, until it is full and becomes sealed. A round
@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mirror_realm_assets.catalog import inbox, index, intents, leases
+from mirror_realm_assets.catalog import inbox, index, intents, lacking, leases
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.inbox import Note
-from mirror_realm_assets.catalog.index import Manifest, ManifestDraft, Member, PendingVector, SegmentEntry
+from mirror_realm_assets.catalog.index import Manifest, ManifestDraft, Member, SegmentEntry
+from mirror_realm_assets.catalog.lacking import PendingVector
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.errors import Failed, LeaseLost
@@ -167,14 +168,14 @@ class Builder:
             if full or rebuild or base is None:
                 # Before what they are about: else one that is noted in between would count as looked at.
                 notes = inbox.notes(conn, self.source.id, self.recipe)
-                pending = index.pending(conn, self.source.id, self.recipe, limit, indexed=rebuild)
-                stale = index.stale_members(conn, self.source.id, self.recipe)
+                pending = lacking.pending(conn, self.source.id, self.recipe, limit, indexed=rebuild)
+                stale = lacking.stale_members(conn, self.source.id, self.recipe)
                 complete = len(pending) < limit
                 if not complete:  # of all others it is not known whether they are pending
                     subjects = {(row.image_digest, row.part) for row in pending}
                     notes = [note for note in notes if (note.image_digest, note.part) in subjects]
             else:
-                notes, pending = index.noted(conn, self.source.id, self.recipe, limit)
+                notes, pending = lacking.noted(conn, self.source.id, self.recipe, limit)
                 stale = []
                 complete = len(notes) < limit
             buffer = next((entry for entry in base.segments if not entry.sealed), None) if base else None

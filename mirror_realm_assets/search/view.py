@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from mirror_realm_assets.catalog import index, sources
+from mirror_realm_assets.catalog import index, lacking, sources
 from mirror_realm_assets.catalog.engine import Catalog
-from mirror_realm_assets.catalog.index import PendingVector, SegmentEntry
+from mirror_realm_assets.catalog.index import SegmentEntry
+from mirror_realm_assets.catalog.lacking import PendingVector
 
 Subject = tuple[str, int]  # image digest and part
 
@@ -44,7 +45,7 @@ class View:
             ids = tuple(one.id for one in chosen)
             # Versions first: whatever is published after this, even between the next queries, is seen in the end.
             versions = index.versions(conn, ids, recipe)
-            pending = index.unindexed(conn, ids, recipe)
+            pending = lacking.unindexed(conn, ids, recipe)
             found = [(one.uuid, index.manifest(conn, one.id, recipe)) for one in chosen]
         segments = [(owner, known.dim, entry) for owner, known in found if known for entry in known.segments]
         return cls(recipe, ids, versions, tuple(segments), tuple(pending))

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from mirror_realm_assets.assets.factory import StageList
 from mirror_realm_assets.assets.faiss_index import IndexConfig
-from mirror_realm_assets.catalog import batches, inbox, index, sources
+from mirror_realm_assets.catalog import batches, inbox, index, lacking, sources
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.catalog.sources import Source
@@ -120,11 +120,11 @@ def due_sources(
             if recipe is None:
                 continue
             if full_look:
-                lacks = index.count_pending(conn, source.id, recipe.digest) or index.count_stale(
+                lacks = lacking.count_pending(conn, source.id, recipe.digest) or lacking.count_stale(
                     conn, source.id, recipe.digest
                 )
             else:
-                lacks, not_pending = index.has_noted(conn, source.id, recipe.digest)
+                lacks, not_pending = lacking.has_noted(conn, source.id, recipe.digest)
                 idle.extend(not_pending)
             if not lacks:
                 continue

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from search.picture_library import MODEL, OTHER, RECIPE, Library, sha
 
-from mirror_realm_assets.catalog import index, intents, leases, sources
+from mirror_realm_assets.catalog import index, intents, lacking, leases, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import ManifestDraft, Member, SegmentEntry
@@ -25,16 +25,16 @@ def pictures(catalog: Catalog, tmp_path: Path) -> Library:
 def _pending(pictures: Library, source: str = "photos", recipe: str = RECIPE, **options: bool) -> list[str]:
     with pictures.catalog.read() as conn:
         source_id = pictures.sources[source].id
-        found = index.pending(conn, source_id, recipe, **options)  # type: ignore[arg-type]
+        found = lacking.pending(conn, source_id, recipe, **options)  # type: ignore[arg-type]
         if not options:
-            assert index.count_pending(conn, source_id, recipe) == len(found)
+            assert lacking.count_pending(conn, source_id, recipe) == len(found)
     return [row.image_digest for row in found]
 
 
 def _stale(pictures: Library, source: str = "photos") -> list[str]:
     with pictures.catalog.read() as conn:
-        found = index.stale_members(conn, pictures.sources[source].id, RECIPE)
-        assert index.count_stale(conn, pictures.sources[source].id, RECIPE) == len(found)
+        found = lacking.stale_members(conn, pictures.sources[source].id, RECIPE)
+        assert lacking.count_stale(conn, pictures.sources[source].id, RECIPE) == len(found)
     return [member.image_digest for member in found]
 
 
@@ -75,7 +75,7 @@ def test_pending_are_verified_embeddings_of_current_pictures(pictures: Library) 
     pictures.embed([pictures.add("scans")])
     pictures.add()  # not embedded
     with pictures.catalog.read() as conn:
-        found = index.pending(conn, pictures.sources["photos"].id, RECIPE)
+        found = lacking.pending(conn, pictures.sources["photos"].id, RECIPE)
     assert [(row.image_digest, row.part, row.row, row.dim) for row in found] == [
         (good.images[0], 0, 0, 16),
         (good.images[1], 1, 1, 16),
@@ -132,9 +132,9 @@ def test_a_search_of_several_sources_has_to_look_at_what_none_of_them_has_indexe
     _publish(pictures, one.images)
     photos, scans = (pictures.sources[name].id for name in ("photos", "scans"))
     with pictures.catalog.read() as conn:
-        both = {row.image_digest for row in index.unindexed(conn, [photos, scans], RECIPE)}
-        alone = {row.image_digest for row in index.unindexed(conn, [scans], RECIPE)}
-        assert index.unindexed(conn, [], RECIPE) == []
+        both = {row.image_digest for row in lacking.unindexed(conn, [photos, scans], RECIPE)}
+        alone = {row.image_digest for row in lacking.unindexed(conn, [scans], RECIPE)}
+        assert lacking.unindexed(conn, [], RECIPE) == []
     assert both == {two.images[0], three.images[0]}
     assert alone == {*both, one.images[0]}
 
@@ -145,7 +145,7 @@ def test_pending_is_cut_in_order_and_can_include_what_is_indexed(pictures: Libra
         pictures.embed([one])
     _publish(pictures, media[0].images)
     with pictures.catalog.read() as conn:
-        first = index.pending(conn, pictures.sources["photos"].id, RECIPE, 2)
+        first = lacking.pending(conn, pictures.sources["photos"].id, RECIPE, 2)
     assert [row.image_digest for row in first] == [media[1].images[0], media[2].images[0]]
     assert len(_pending(pictures, indexed=True)) == 4
 
@@ -178,7 +178,7 @@ def test_a_tombstone_is_neither_member_nor_stale_and_its_picture_can_be_added_ag
     pictures.set_state(media, "deleted")
     entry = _segment(1, f"photos {media.images}")
     with pictures.catalog.write() as conn:
-        stale = tuple(index.stale_members(conn, pictures.sources["photos"].id, RECIPE))
+        stale = tuple(lacking.stale_members(conn, pictures.sources["photos"].id, RECIPE))
         draft = replace(_draft(pictures, entry, base=1), tombstones=stale)
         buried = index.publish(conn, _lease_in(conn), draft, (), ())
     assert (buried.vectors, buried.tombstones, buried.version) == (0, 1, 2)

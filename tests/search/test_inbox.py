@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search.picture_library import OTHER, RECIPE, Library
 
-from mirror_realm_assets.catalog import inbox, index
+from mirror_realm_assets.catalog import inbox, lacking
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.errors import Failed
@@ -27,7 +27,7 @@ def _notes(library: Library, source: str = "photos", recipe: str = RECIPE) -> li
 
 def _pending(library: Library, source: str = "photos") -> int:
     with library.catalog.read() as conn:
-        return index.count_pending(conn, library.sources[source].id, RECIPE)
+        return lacking.count_pending(conn, library.sources[source].id, RECIPE)
 
 
 def test_a_build_that_goes_by_the_inbox_takes_in_what_is_noted_and_nothing_else(library: Library) -> None:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from search.picture_library import RECIPE, Library
 
-from mirror_realm_assets.catalog import index, intents
+from mirror_realm_assets.catalog import index, intents, lacking
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.errors import Failed, LeaseLost
@@ -54,7 +54,7 @@ def _manifest(library: Library) -> index.Manifest | None:
 
 def _pending(library: Library) -> int:
     with library.catalog.read() as conn:
-        return index.count_pending(conn, library.sources["photos"].id, RECIPE)
+        return lacking.count_pending(conn, library.sources["photos"].id, RECIPE)
 
 
 def _check(library: Library) -> None:

@@ -14,7 +14,7 @@ from cheap_stages import cheap_stages, run_lane
 from lab import Lab
 from runs import add_run
 
-from mirror_realm_assets.catalog import inbox, index, sources
+from mirror_realm_assets.catalog import inbox, lacking, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.ingest.watch import FolderWatch
@@ -152,7 +152,7 @@ def test_the_cursor_only_spaces_out_the_look_for_what_is_gone(shelf: Shelf) -> N
     assert next_look == pytest.approx(time.time() + 300, abs=5)
     with shelf.lab.catalog.write() as conn:
         conn.execute(t.locations.update().where(t.locations.c.path == b"a.png").values(state="deleted"))
-        assert index.count_stale(conn, shelf.lab.source.id, shelf.recipe) == 1
+        assert lacking.count_stale(conn, shelf.lab.source.id, shelf.recipe) == 1
     assert shelf.requests() == []  # looked a moment ago
     assert float(shelf.cursor or 0) == next_look
     shelf.cursor = str(time.time() - 1)
