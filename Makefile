@@ -19,6 +19,8 @@ export GOMP_SPINCOUNT ?= 3000
 export MALLOC_ARENA_MAX ?= 1
 # Tests that load weights run in one process one after the other, the rest in all of them.
 TEST_PROCESSES ?= 2
+# A test that waits within C, as for a lock of a database, is not reached by its own timeout: its process ends with a trace.
+LAST_RESORT := -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help run test test-long lint bench clean install
 
@@ -45,7 +47,7 @@ run: install
 	@exec $(BIN)/python scripts/tour.py $(if $(PORT),--port $(PORT))
 
 test: install
-	@$(BIN)/python -m pytest -m "not long" -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n $(TEST_PROCESSES) --dist loadgroup $(LAST_RESORT) $(PYTEST_ARGS)
 
 test-long: install
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)

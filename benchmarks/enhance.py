@@ -16,18 +16,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.engines import KINDS, MODEL, SIDE, Engine, photo
 from benchmarks.library import Library, library
 from benchmarks.results_file import write
 from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.enhance.codec import Style, encode_rows
-from mirror_realm_assets.enhance.reference import ReferenceUpscaler
 from mirror_realm_assets.enhance.stage import enhanced_images_stage
 from mirror_realm_assets.enhance.tiling import overhead, plan
 from mirror_realm_assets.enhance.upscale import Upscaler
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Picture = npt.NDArray[np.uint8]
-MODEL = MODELS["realesrgan-x4plus"]
 SMALL = MODELS["realesr-animevideov3"]
-SIDE, ROUNDS = 160, 5
+ROUNDS = 5
 PICTURES = 64  # for a GPU: different ones of 1920x1080
 TFLOP = 74.35  # of x4plus over one of those: 17,926,848 multiply-adds an input pixel
 ROOFS = {"A100": 312, "H100": 989, "H200": 989, "L40S": 362, "T4": 65}  # TFLOP/s in dense fp16, by the maker
@@ -68,33 +67,21 @@ def main() -> None:
     write("enhance", figures)
 
 
-def _photo(side: int) -> Picture:
-    from skimage import data
-
-    return np.ascontiguousarray(data.astronaut()[40 : 40 + side, 140 : 140 + side])
-
-
 def _against_the_package(settings: Settings) -> dict[str, Any]:
-    photo, models = _photo(SIDE), settings.models_dir
-    with (
-        ReferenceUpscaler(MODEL, models, device="cpu", threads=2) as stock,
-        Upscaler(MODEL, models, device="cpu", precision="fp32", threads=2) as exact,
-        Upscaler(MODEL, models, device="cpu", precision="bf16", threads=2) as fast,
-    ):
-        runs: dict[str, Callable[[], Any]] = {
-            "stock": lambda: stock.upscale(photo),
-            "fp32": lambda: exact.upscale(photo, tile=SIDE),
-            "bf16": lambda: fast.upscale(photo, tile=SIDE),
-        }
-        seconds, made = _interleaved(runs)
-    difference = np.abs(made["fp32"].astype(int) - made["stock"]).max()
+    """Each engine in a process of its own, the package's with the environment that a shell gives its script."""
+    with ExitStack() as stack:
+        engines = {kind: stack.enter_context(Engine(kind, settings.models_dir)) for kind in KINDS}
+        seconds, made = _interleaved({kind: engine.run for kind, engine in engines.items()})
+        pictures = {kind: np.load(path) for kind, path in made.items()}
+    stock = pictures["stock"]
+    difference = np.abs(pictures["fp32"].astype(int) - stock).max()
     return {
         "picture": [SIDE, SIDE],
         "stock_seconds": round(seconds["stock"], 2),
         "native_fp32_over_stock": round(seconds["stock"] / seconds["fp32"], 2),
         "native_fp32_levels_apart": int(difference),
         "native_bf16_over_stock": round(seconds["stock"] / seconds["bf16"], 2),
-        "native_bf16_psnr_db": round(psnr(made["bf16"], made["stock"]), 1),
+        "native_bf16_psnr_db": round(psnr(pictures["bf16"], stock), 1),
     }
 
 
@@ -102,12 +89,12 @@ def _against_the_bare_network(settings: Settings) -> dict[str, Any]:
     """From a picture to the bytes of a PNG, over one pass of the same network alone."""
     import torch
 
-    photo = _photo(SIDE)
+    picture = photo(SIDE)
     with Upscaler(MODEL, settings.models_dir, device="cpu", threads=2) as upscaler:
         descriptor = upscaler._network._descriptor  # the bare network is inside
         assert descriptor is not None  # noqa: S101 - it was loaded a line above
         dtype = next(descriptor.model.parameters()).dtype
-        batch = torch.tensor(photo).permute(2, 0, 1)[None].to(dtype).div_(255)
+        batch = torch.tensor(picture).permute(2, 0, 1)[None].to(dtype).div_(255)
         batch = batch.contiguous(memory_format=torch.channels_last)
 
         def bare() -> Any:
@@ -117,7 +104,7 @@ def _against_the_bare_network(settings: Settings) -> dict[str, Any]:
         def whole() -> Any:
             target = io.BytesIO()
             size = upscaler.output_size(SIDE, SIDE)
-            encode_rows(upscaler.strips(photo, tile=SIDE), size, Style("png"), target)
+            encode_rows(upscaler.strips(picture, tile=SIDE), size, Style("png"), target)
             return target
 
         seconds, _made = _interleaved({"bare": bare, "whole": whole})

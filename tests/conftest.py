@@ -169,6 +169,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 # --- Two test processes share two cores: neither the real programs nor a model run twice at once. ---
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole ways through the real programs run one after the other, and so do tests that load weights themselves."""
     for item in items:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.errors import SetupError
 
 _BUSY_SECONDS = 60.0  # a bulk drain holds SQLite's only write lock for seconds; waiting is right, failing is not
+# A worker that is stopped or cut off within a transaction holds what it has locked until the server ends the session.
+# Reading may think for long between two statements, so it is not less.
+_IDLE_SECONDS = 300.0
 _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 _CHUNK = 400  # SQLite once allowed 999 variables in a statement
 # Advisory locks of PostgreSQL: numbers that nothing else on the database may use.
@@ -40,9 +44,11 @@ class Catalog:
 
     Args:
         url: an SQLAlchemy URL; a PostgreSQL one names its driver (`postgresql+psycopg2://`).
+        idle_seconds: after so long between two statements of a transaction, PostgreSQL rolls it back and ends its
+            connection.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, idle_seconds: float = _IDLE_SECONDS) -> None:
         self.url = sa.make_url(url)
         if self.url.drivername in ("postgresql", "postgres"):
             # SQLAlchemy 2.1 would take psycopg 3 here, which is not what dagster-postgres brings.
@@ -57,6 +63,8 @@ class Catalog:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine, "connect", partial(_prepare_postgresql, idle_seconds))
 
     @property
     def is_sqlite(self) -> bool:
@@ -227,6 +235,15 @@ def alembic_config() -> Any:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
+
+
+def _prepare_postgresql(idle_seconds: float, connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        # Not by the option `options` of libpq, which connection poolers refuse.
+        cursor.execute(
+            "SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [str(int(1000 * idle_seconds))]
+        )
+    connection.commit()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

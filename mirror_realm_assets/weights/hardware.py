@@ -232,15 +232,26 @@ def _mallopt(values: Mapping[int, int]) -> None:
             libc.mallopt(parameter, value)
 
 
-def start_environment() -> None:
-    """Set what programs started from here, and torch when it is loaded here, are to find in their environment.
-
-    What a person has set stays.
-    """
+START_ENVIRONMENT: Mapping[str, str] = {
     # OpenMP's threads spin for about 1 ms by default: with a busy daemon beside it on 2 cores, an enhancement took 14 s
     # so and 7 s with this (alone 5.2 and 5.5 s).
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # see `KeptMemory`
+    "GOMP_SPINCOUNT": "3000",
+    "MALLOC_ARENA_MAX": "1",  # see `KeptMemory`
     # Large pages where the kernel gives them to who asks: a network's maps are fresh memory in every pass, and clearing
     # it page by page took a third of the time (x4plus in bf16, 512x512 on two cores: 20.8 s so, 13.6 s with this).
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""What the C library and OpenMP are to find in the environment when a program starts that runs networks."""
+
+
+def start_environment() -> bool:
+    """Set `START_ENVIRONMENT` for programs started from here, and for torch when it is loaded here.
+
+    What a person has set stays.
+
+    Returns:
+        Whether anything was missing, so that this process itself started without it.
+    """
+    missing = {name: value for name, value in START_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(missing)
+    return bool(missing)
