@@ -12,7 +12,7 @@ from mirror_realm_assets.installation import write_atomically
 from mirror_realm_assets.liveness import held
 from mirror_realm_assets.settings import Settings
 
-_GROUPS = ("ingest", "understanding", "enhancement", "search")
+_GROUPS = ("ingest", "understanding", "enhancement", "search", "archive")
 LINEAGE = "/asset-groups?expanded=" + ",".join(f"global@global:{group}" for group in _GROUPS)
 """The lineage page with every group open. A group that the UI does not know stays closed; nothing else happens."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from mirror_realm_assets.address import LINEAGE
 from mirror_realm_assets.definitions import build_defs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,6 +79,12 @@ def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
     for key in graph.materializable_asset_keys:
         spec = graph.get(key)
         assert spec.description and spec.owners and spec.kinds and spec.group_name and spec.code_version, key
+
+
+def test_the_lineage_page_opens_every_group(defs: dg.Definitions) -> None:
+    graph = defs.resolve_asset_graph()
+    groups = {graph.get(key).group_name for key in graph.materializable_asset_keys}
+    assert set(re.findall(r"global@global:(\w+)", LINEAGE)) == groups
 
 
 def test_gpu_stages_carry_their_tags_and_pools(defs: dg.Definitions) -> None:
