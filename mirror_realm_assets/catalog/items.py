@@ -20,7 +20,18 @@ from mirror_realm_assets.catalog.batches import Batch, lock_items
 from mirror_realm_assets.catalog.engine import chunks, now
 from mirror_realm_assets.catalog.features import FeatureKey
 from mirror_realm_assets.catalog.sources import Source
-from mirror_realm_assets.catalog.wants import PartFacts, Recipe, Record, Rule, State, Verdict, Want, judge, wanted
+from mirror_realm_assets.catalog.wants import (
+    PartFacts,
+    Recipe,
+    Record,
+    Rule,
+    State,
+    Verdict,
+    Want,
+    judge,
+    waiting_for,
+    wanted,
+)
 from mirror_realm_assets.errors import REASONS
 
 RAW = "raw_media"  # the one feature whose subject is a location while its bytes are unread
@@ -93,6 +104,7 @@ def open_work(
     rules: Sequence[Rule],
     limits: Mapping[str, float],
     feature: str | None = None,
+    after: str | None = None,
 ) -> list[Work]:
     """Every open item of a batch with its verdict, in the batch's order.
 
@@ -103,15 +115,18 @@ def open_work(
         rules: of all features, in dependency order.
         limits: today's limits by name (`max_pixels`, `max_file_bytes`, ...).
         feature: only the items of this one.
+        after: only those whose verdict can be another since this feature was worked on: its own, those of what waits
+            for it, and those of files that have changed or that a person has spoken about.
     """
+    at, policy = now(conn), source.policy.merged(batch.request)
     query = _open_rows(batch.id, [rule.feature for rule in rules if rule.of_bytes])
     if feature is not None:
         query = query.where(t.batch_items.c.feature == feature)
+    if after is not None and batch.cancel_requested_at is None:
+        query = query.where(_is_concerned([RAW, *waiting_for(rules, policy, after)], at))
     rows = conn.execute(query).mappings().all()
     if not rows:
         return []
-    at = now(conn)
-    policy = source.policy.merged(batch.request)
     subjects = [(_subject(row, source), row) for row in rows]
     wants_by_facts = {facts: wanted(rules, policy, facts) for facts in {_facts(subject) for subject, _row in subjects}}
     wants_of = [wants_by_facts[_facts(subject)] for subject, _row in subjects]
@@ -142,10 +157,11 @@ def settle(
     rules: Sequence[Rule],
     limits: Mapping[str, float],
     feature: str | None = None,
+    after: str | None = None,
 ) -> list[Work]:
     """Settle the items that need nothing more and note when the others are due; returns what is still open.
 
-    With `feature`, only its items, and not those that a change of their file has overtaken.
+    With `feature`, only its items, and not those that a change of their file has overtaken. `after` as in `open_work`.
     """
     one = [] if feature is None else [t.batch_items.c.feature == feature]
     lock_items(conn, t.batch_items.c.batch_id == batch.id, t.batch_items.c.settled_at.is_(None), *one)
@@ -153,7 +169,7 @@ def settle(
     still_open: list[Work] = []
     endings: dict[tuple[str, str | None], list[int]] = {}
     dues: dict[datetime | None, list[int]] = {}
-    open_items = open_work(conn, batch, source, rules, limits, feature)
+    open_items = open_work(conn, batch, source, rules, limits, feature, after)
     to_be_read = {work.n for work in open_items if work.feature == RAW}
     for item_id, group in groupby(open_items, key=lambda work: work.item_id):
         works = list(group)
@@ -217,6 +233,24 @@ def progress(conn: sa.Connection, item_id: int, done: float) -> None:
     conn.execute(t.batch_items.update().where(t.batch_items.c.id == item_id).values(progress=done))
 
 
+# Whether the bytes that a place holds now are known.
+_IDENTIFIED = sa.and_(
+    t.locations.c.media_id.is_not(None),
+    t.locations.c.identified_size == t.locations.c.size,
+    t.locations.c.identified_mtime_ns == t.locations.c.mtime_ns,
+)
+
+
+def _is_concerned(features: Sequence[str], at: datetime) -> sa.ColumnElement[bool]:
+    c = t.batch_items.c
+    return sa.or_(
+        c.feature.in_(features),
+        sa.and_(c.location_id.is_not(None), sa.not_(sa.func.coalesce(_IDENTIFIED, sa.false()))),
+        c.deadline <= at,
+        c.cancel_requested_at.is_not(None),
+    )
+
+
 def _open_rows(batch_id: int, of_bytes: Sequence[str]) -> sa.Select[Any]:
     items, loc, med, con, par = t.batch_items, t.locations, t.media, t.contents, t.parts
     return (
@@ -238,11 +272,7 @@ def _open_rows(batch_id: int, of_bytes: Sequence[str]) -> sa.Select[Any]:
             loc.c.code.label("location_code"),
             loc.c.attempts.label("location_attempts"),
             loc.c.next_attempt_at.label("location_next"),
-            sa.and_(
-                loc.c.media_id.is_not(None),
-                loc.c.identified_size == loc.c.size,
-                loc.c.identified_mtime_ns == loc.c.mtime_ns,
-            ).label("identified"),
+            _IDENTIFIED.label("identified"),
             med.c.id.label("media_id"),
             con.c.digest,
             con.c.mime,

@@ -166,6 +166,21 @@ def wanted(rules: Sequence[Rule], policy: SourcePolicy, facts: PartFacts | None)
     return wants
 
 
+def waiting_for(rules: Sequence[Rule], policy: SourcePolicy, feature: str) -> list[str]:
+    """A feature and all that need it or wait for it, directly or through others.
+
+    Args:
+        rules: in dependency order.
+        policy: as for `wanted`.
+        feature: name of the feature.
+    """
+    found = [feature]
+    for rule in rules:
+        if rule.feature not in found and not set(found).isdisjoint((*rule.needs, *rule.after(policy))):
+            found.append(rule.feature)
+    return found
+
+
 def verdict(record: Record | None, now: datetime, limits: Mapping[str, float]) -> Verdict:
     """Where a wanted feature stands by its record alone.
 

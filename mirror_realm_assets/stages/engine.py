@@ -34,9 +34,9 @@ Progress = Callable[[StageReport, int], None]  # the report so far, and how many
 
 # Items marked running in one transaction. More where they are quick: after a crash all that were marked are done once
 # more, one by one.
-_CLAIM, _CLAIM_MOST = 8, 64
+_CLAIM, _CLAIM_MOST = 8, 256
 _CLAIM_SECONDS = 0.1
-_FLUSH_ITEMS = 64
+_FLUSH_ITEMS = 256
 _FLUSH_SECONDS = 0.5
 _MAX_CRASHES = 2
 _SYSTEMIC_MIN = 20
@@ -330,13 +330,13 @@ class _Run:
             part = 0 if work.of_bytes else work.subject.part
             features.forget(conn, features.FeatureKey(digest, part, work.feature, work.recipe.digest))
 
-    def _settle(self, conn: sa.Connection, feature: str | None = None) -> list[Work]:
-        return items.settle(conn, self.context.batch, self.context.source, self.rules, self.limits, feature)
+    def _settle(self, conn: sa.Connection, feature: str | None = None, after: str | None = None) -> list[Work]:
+        return items.settle(conn, self.context.batch, self.context.source, self.rules, self.limits, feature, after)
 
     def _end(self) -> None:
         with self.catalog.write() as conn:
             leases.check(conn, self.context.lease)
-            works = self._settle(conn)
+            works = self._settle(conn, after=self.stage.feature)
             point("settle.before_commit")
         point("settle.after_commit")
         if self.report.done:

@@ -94,10 +94,10 @@ class Library:
         with self.catalog.read() as conn:
             return items.open_work(conn, batch, source, RULES, LIMITS | limits)
 
-    def settle(self, batch: Batch, source: sources.Source, **limits: float) -> list[Work]:
+    def settle(self, batch: Batch, source: sources.Source, after: str | None = None, **limits: float) -> list[Work]:
         with self.catalog.write() as conn:
             fresh = batches.by_id(conn, batch.id)
-            return items.settle(conn, fresh, source, RULES, LIMITS | limits)
+            return items.settle(conn, fresh, source, RULES, LIMITS | limits, after=after)
 
     def outcomes(self, batch: Batch) -> dict[tuple[int, str], tuple[str | None, str | None]]:
         c = t.batch_items.c

@@ -51,6 +51,28 @@ def test_a_read_file_has_its_features_to_be_made(library: Library, source: sourc
     assert library.outcomes(batch)[0, RAW] == ("ok", None)
 
 
+def test_after_one_feature_only_what_can_have_changed_is_judged(library: Library, source: sources.Source) -> None:
+    library.sight(source, seen(b"a.jpg", "one"), seen(b"b.jpg", "two"))
+    batch = library.form(source, b"a.jpg", b"b.jpg")
+    found = [library.read_raw(source, path, text) for path, text in ((b"a.jpg", "one"), (b"b.jpg", "two"))]
+    assert len(library.settle(batch, source, after=RAW)) == 4, "everything waits for the bytes"
+    for each in found:
+        library.find(each.parts[0].image_digest, EMBED)
+        library.find(each.parts[0].image_digest, ENHANCE)
+    assert library.settle(batch, source, after=EMBED) == []
+    outcomes = library.outcomes(batch)
+    assert [outcomes[n, EMBED] for n in (0, 1)] == [("ok", None)] * 2
+    assert [outcomes[n, ENHANCE] for n in (0, 1)] == [(None, None)] * 2
+    library.sight(source, seen(b"a.jpg", "another", mtime_ns=2))
+    library.settle(batch, source, after=EMBED)
+    outcomes = library.outcomes(batch)
+    assert [outcomes[n, ENHANCE] for n in (0, 1)] == [("blocked", "changed_while_reading"), (None, None)]
+    with library.catalog.write() as conn:
+        conn.execute(t.batch_items.update().where(t.batch_items.c.n == 1).values(cancel_requested_at=now(conn)))
+    assert library.settle(batch, source, after=EMBED) == []
+    assert library.outcomes(batch)[1, ENHANCE] == ("cancelled", "cancelled")
+
+
 def test_ok_and_empty_are_both_done(library: Library, source: sources.Source, batch: Batch) -> None:
     found = library.read_raw(source, b"a.jpg", "one")
     library.find(found.parts[0].image_digest, EMBED, "empty")

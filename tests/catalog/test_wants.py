@@ -21,6 +21,7 @@ from mirror_realm_assets.catalog.wants import (
     judge,
     missing,
     verdict,
+    waiting_for,
     wanted,
 )
 from mirror_realm_assets.errors import REASONS
@@ -198,3 +199,13 @@ def test_a_recipes_digest_knows_its_values_and_not_their_order(params, inputs, s
         replace(recipe, inputs=dict(inputs) | {"newest!": "1"}),
     ]
     assert len({other.digest for other in [recipe, *others]}) == 6
+
+
+def test_what_waits_for_a_feature_is_found_through_others() -> None:
+    def rule(name: str, *needs: str, after: tuple[str, ...] = ()) -> Rule:
+        return Rule(name, needs, lambda _policy: Recipe(name, "1"), after=lambda _policy: after)
+
+    rules = (rule("read"), rule("embed", "read"), rule("grow", "read"), rule("keep", "read", after=("grow",)))
+    assert waiting_for(rules, POLICY, "read") == ["read", "embed", "grow", "keep"]
+    assert waiting_for(rules, POLICY, "embed") == ["embed"]
+    assert waiting_for(rules, POLICY, "grow") == ["grow", "keep"]
