@@ -17,7 +17,7 @@ from benchmarks.results_file import write
 from mirror_realm_assets.enhance import memory
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.weights.fetch import fetch
-from mirror_realm_assets.weights.hardware import Precision, cpu_flags
+from mirror_realm_assets.weights.hardware import START_ENVIRONMENT, Precision, cpu_flags
 from mirror_realm_assets.weights.registry import MODELS
 
 _X4PLUS, _ANIME, _VIDEO, _GENERAL = (
@@ -171,7 +171,7 @@ def _measured(case: _Case, folder: str) -> dict[str, Any]:
 
 def _child(script: str, arguments: list[str], isa: str) -> dict[str, Any]:
     """What a script printed, in a process of its own."""
-    environment = os.environ | {"GOMP_SPINCOUNT": "3000"}
+    environment = os.environ | START_ENVIRONMENT
     if isa:
         environment["ONEDNN_MAX_CPU_ISA"] = isa
     command = [sys.executable, "-c", script, *arguments]

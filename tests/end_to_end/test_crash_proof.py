@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from crash_home import CrashHome, Killed
+from crash_home import CrashHome
+from crash_oracle import Killed
 
 Tell = Callable[[str], None]
 
