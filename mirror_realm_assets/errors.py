@@ -162,7 +162,7 @@ REASONS: dict[str, Reason] = _reasons(
     ("out_of_memory", _E.RESOURCE_EXHAUSTED, _B.INSUFFICIENT_RESOURCES, False, "Free memory or set a smaller tile."),
     ("disk_full", _E.RESOURCE_EXHAUSTED, _B.INSUFFICIENT_RESOURCES, False, "Free space on the store's disk; the work goes on by itself."),
     ("store_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check the store with `mirror-realm doctor`."),
-    ("store_corrupt", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, False, "A stored object differs from its digest; run `mirror-realm retry` to make it again."),
+    ("store_corrupt", _E.DATA_CORRUPTED, _B.DATA_CORRUPTED, False, "A stored object differs from its digest; vectors are made again by themselves, for all else run `mirror-realm retry`."),
     ("catalog_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check the database with `mirror-realm doctor`."),
     ("archive_failed", _E.DEPENDENCY_FAILURE, _B.DEPENDENCY_FAILURE, False, "Check that the archive can be reached and written to; the work goes on by itself."),
     ("enhancement_failed", _E.INVALID_ARGUMENT, _B.DEPENDENCY_FAILURE, False, "The original is archived; see why its enhancement failed, then `mirror-realm retry`."),

@@ -66,6 +66,22 @@ def shown(conn: sa.Connection, media_ids: Iterable[int]) -> None:
         conn.execute(t.index_inbox.insert().from_select(names, query.where(m.id.in_(chunk))))
 
 
+def note(conn: sa.Connection, source_id: int, recipe: str, subjects: Sequence[tuple[str, int]]) -> None:
+    """Note pictures, `(image digest, part)` each, for one index."""
+    if subjects:
+        rows = [{"source_id": source_id, "recipe": recipe, "image_digest": one[0], "part": one[1]} for one in subjects]
+        conn.execute(t.index_inbox.insert(), rows)
+
+
+def of_others(conn: sa.Connection, source_id: int, recipe: str | None, limit: int) -> list[Note]:
+    """What is noted for a source and any other index than this one, which nobody will look at."""
+    i = t.index_inbox.c
+    query = sa.select(i.id, i.image_digest, i.part).where(i.source_id == source_id)
+    if recipe is not None:
+        query = query.where(i.recipe != recipe)
+    return [Note(*row) for row in conn.execute(query.limit(limit))]
+
+
 def notes(conn: sa.Connection, source_id: int, recipe: str, limit: int | None = None) -> list[Note]:
     """What is noted for an index, the oldest first."""
     i = t.index_inbox.c

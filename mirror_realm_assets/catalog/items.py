@@ -123,7 +123,8 @@ def open_work(
     if feature is not None:
         query = query.where(t.batch_items.c.feature == feature)
     if after is not None and batch.cancel_requested_at is None:
-        query = query.where(_is_concerned([RAW, *waiting_for(rules, policy, after)], at))
+        features = [rule.feature for rule in rules]
+        query = query.where(_is_concerned([RAW, *waiting_for(rules, policy, after)], features, at))
     rows = conn.execute(query).mappings().all()
     if not rows:
         return []
@@ -241,10 +242,11 @@ _IDENTIFIED = sa.and_(
 )
 
 
-def _is_concerned(features: Sequence[str], at: datetime) -> sa.ColumnElement[bool]:
+def _is_concerned(features: Sequence[str], known: Sequence[str], at: datetime) -> sa.ColumnElement[bool]:
     c = t.batch_items.c
     return sa.or_(
         c.feature.in_(features),
+        c.feature.not_in(known),  # of a stage that is no more
         sa.and_(c.location_id.is_not(None), sa.not_(sa.func.coalesce(_IDENTIFIED, sa.false()))),
         c.deadline <= at,
         c.cancel_requested_at.is_not(None),

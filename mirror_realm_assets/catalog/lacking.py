@@ -145,6 +145,16 @@ def shown(source_ids: Sequence[int], image_digest: Any, part: Any, states: Seque
     )
 
 
+def note_shown(conn: sa.Connection, source_id: int, recipe: str, members: Sequence[Member]) -> None:
+    """Note those pictures among just buried members that the source shows after all."""
+    subjects = {(member.image_digest, member.part) for member in members}
+    p = t.parts.c
+    for chunk in chunks(sorted({digest for digest, _part in subjects})):
+        query = sa.select(p.image_digest, p.part).distinct().where(p.image_digest.in_(chunk))
+        found = conn.execute(query.where(shown([source_id], p.image_digest, p.part, _KEPT)))
+        inbox.note(conn, source_id, recipe, [(row[0], row[1]) for row in found if (row[0], row[1]) in subjects])
+
+
 class _Late(FunctionElement[Any]):
     """A column that SQLite's planner, which has no statistics, must not start from.
 

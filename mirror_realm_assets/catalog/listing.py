@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mirror_realm_assets.catalog import features as feature_rows
 from mirror_realm_assets.catalog import files, stacks, texts
 from mirror_realm_assets.catalog import tables as t
-from mirror_realm_assets.catalog.engine import now
+from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.catalog.features import FeatureKey
 from mirror_realm_assets.catalog.items import RAW
 from mirror_realm_assets.catalog.sources import Source
@@ -56,27 +56,60 @@ def of_source(
         limits: today's limits by name.
         text: only files with all of its words, see `texts.found_by`; the words of what changed lately must be written.
     """
-    found = None
-    if text is not None:
-        found = texts.found_by(conn, text)
-        if found is None:
-            return
-    being_read = _being_read(conn, source.id)
-    unread = _unread(source.id)
-    if found is not None:
-        unread = unread.where(t.locations.c.id.in_(found))
-    for row in conn.execute(unread).mappings():
-        yield _unread_row(row, source, rules, limits, is_running=row["id"] in being_read)
-    last = 0
-    known = sa.select(t.media.c.id).where(t.media.c.source_id == source.id)
-    if found is not None:
-        known = known.where(t.media.c.id.in_(sa.select(t.locations.c.media_id).where(t.locations.c.id.in_(found))))
+    pages = _Pages(source, rules, limits, text)
+    while (page := pages.read(conn)) is not None:
+        yield from page
+
+
+def in_pages(
+    catalog: Catalog, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], text: str | None = None
+) -> Iterator[FileRow]:
+    """As `of_source`, but no transaction is open while a row is used, however long that takes."""
+    pages = _Pages(source, rules, limits, text)
     while True:
-        ids = list(conn.execute(known.where(t.media.c.id > last).order_by(t.media.c.id).limit(_PAGE)).scalars())
-        if not ids:
+        with catalog.read() as conn:
+            page = pages.read(conn)
+        if page is None:
             return
-        last = ids[-1]
-        yield from _media_rows(conn, source, rules, limits, ids)
+        yield from page
+
+
+class _Pages:
+    """The files of a source, page by page; see `of_source`."""
+
+    def __init__(self, source: Source, rules: Sequence[Rule], limits: Mapping[str, float], text: str | None) -> None:
+        self._source, self._rules, self._limits, self._text = source, rules, limits, text
+        self._found: sa.Select[Any] | None = None
+        self._last: int | None = None  # None until the unread places were read
+
+    def read(self, conn: sa.Connection) -> list[FileRow] | None:
+        """The next page; None when there are no more."""
+        if self._last is None:
+            self._last = 0
+            if self._text is not None:
+                self._found = texts.found_by(conn, self._text)
+                if self._found is None:
+                    return None
+            return self._unread_rows(conn)
+        known = sa.select(t.media.c.id).where(t.media.c.source_id == self._source.id, t.media.c.id > self._last)
+        if self._found is not None:
+            places = sa.select(t.locations.c.media_id).where(t.locations.c.id.in_(self._found))
+            known = known.where(t.media.c.id.in_(places))
+        ids = list(conn.execute(known.order_by(t.media.c.id).limit(_PAGE)).scalars())
+        if not ids:
+            return None
+        self._last = ids[-1]
+        return list(_media_rows(conn, self._source, self._rules, self._limits, ids))
+
+    def _unread_rows(self, conn: sa.Connection) -> list[FileRow]:
+        source, being_read = self._source, _being_read(conn, self._source.id)
+        unread = _unread(source.id)
+        if self._found is not None:
+            unread = unread.where(t.locations.c.id.in_(self._found))
+        return [
+            _unread_row(row, source, self._rules, self._limits, is_running=row["id"] in being_read)
+            for row in conn.execute(unread).mappings()
+        ]
 
 
 def of_media(

@@ -230,6 +230,11 @@ def set_swept(conn: sa.Connection, source_id: int, recipes: Mapping[str, Any]) -
     conn.execute(t.sources.update().where(t.sources.c.id == source_id).values(swept_recipes=dict(recipes)))
 
 
+def sweep_again(conn: sa.Connection) -> None:
+    """Have the known media of all sources compared once more, as something that was recorded is no more."""
+    conn.execute(t.sources.update().values(swept_recipes={}))
+
+
 NOT_PUBLISHED = "The last index run has not published yet."
 """What stands for the error of an index run that has been asked for; it is no failure unless it stays."""
 

@@ -14,6 +14,7 @@ from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.batches import NewItem
 from mirror_realm_assets.catalog.engine import now
 from mirror_realm_assets.catalog.features import FeatureKey
+from mirror_realm_assets.catalog.items import RAW
 from mirror_realm_assets.catalog.sources import Source
 from mirror_realm_assets.catalog.wants import PartFacts, Rule, State, Verdict, judge, wanted
 
@@ -117,6 +118,23 @@ def _held(conn: sa.Connection, source_id: int) -> dict[int, set[str]]:
         if row[0] is not None:
             held.setdefault(row[0], set()).add(row[1])
     return held
+
+
+def forget_damaged(conn: sa.Connection, source_id: int) -> int:
+    """Have the originals read again whose proxies could not be read: their features failed with `store_corrupt`.
+
+    Returns:
+        How many contents.
+    """
+    f = t.features.c
+    damaged = sa.select(f.image_digest).where(f.status == "failed", f.code == "store_corrupt", f.feature != RAW)
+    contents = (
+        sa.select(t.contents.c.digest)
+        .join(t.parts, t.parts.c.content_id == t.contents.c.id)
+        .join(t.media, t.media.c.content_id == t.contents.c.id)
+        .where(t.media.c.source_id == source_id, t.parts.c.image_digest.in_(damaged))
+    )
+    return conn.execute(t.features.delete().where(f.feature == RAW, f.image_digest.in_(contents))).rowcount
 
 
 def digests_of(source_id: int) -> sa.Subquery:

@@ -149,34 +149,36 @@ def _files(
 ) -> None:
     from mirror_realm_assets.cli.file_view import row_json
 
-    with services.catalog.read() as conn:
-        _require_feature(settings, feature)
-        chosen = (
-            (each, row)
-            for each, row in _rows(conn, settings, services, source, text)
-            if wanted is None or _has_status(row, feature, wanted)
-        )
-        if export is not None:
-            _export(conn, settings, export, chosen, as_json)
-            return
-        for each, row in chosen:
-            if as_json:
-                emit(row_json(row, each.root))
-            else:
-                states = " ".join(f"{name}={value['status']}" for name, value in row.features.items())
-                path = os.fsdecode(row.paths[0]).encode("utf-8", "backslashreplace").decode()
-                show(f"{safe(path)}  {states}" + (f"  ({safe(row.reason)})" if row.reason else ""))
+    _require_feature(settings, feature)
+    chosen = (
+        (each, row)
+        for each, row in _rows(settings, services, source, text)
+        if wanted is None or _has_status(row, feature, wanted)
+    )
+    if export is not None:
+        _export(services, settings, export, chosen, as_json)
+        return
+    for each, row in chosen:
+        if as_json:
+            emit(row_json(row, each.root))
+        else:
+            states = " ".join(f"{name}={value['status']}" for name, value in row.features.items())
+            path = os.fsdecode(row.paths[0]).encode("utf-8", "backslashreplace").decode()
+            show(f"{safe(path)}  {states}" + (f"  ({safe(row.reason)})" if row.reason else ""))
 
 
 def _rows(
-    conn: sa.Connection, settings: Settings, services: Services, only: str | None, text: str | None
+    settings: Settings, services: Services, only: str | None, text: str | None
 ) -> Iterator[tuple[Source, FileRow]]:
+    """Page by page: whoever reads what we print may take his time, and no transaction is open meanwhile."""
     from mirror_realm_assets.catalog import listing, sources
     from mirror_realm_assets.pipeline import standard_stages
 
     rules = [stage.rule for stage in standard_stages(settings)]
-    for source in [sources.get(conn, only)] if only else sources.all_sources(conn):
-        for row in listing.of_source(conn, source, rules, services.limits(), text):
+    with services.catalog.read() as conn:
+        chosen = [sources.get(conn, only)] if only else sources.all_sources(conn)
+    for source in chosen:
+        for row in listing.in_pages(services.catalog, source, rules, services.limits(), text):
             yield source, row
 
 
@@ -202,7 +204,7 @@ def _has_status(row: FileRow, feature: str | None, wanted: str) -> bool:
 
 
 def _export(
-    conn: sa.Connection,
+    services: Services,
     settings: Settings,
     export: Path,
     chosen: Iterator[tuple[Source, FileRow]],
@@ -212,7 +214,8 @@ def _export(
     from mirror_realm_assets.pipeline import standard_stages
 
     target = export.expanduser().absolute()
-    _refuse_source_folder(conn, target)
+    with services.catalog.read() as conn:
+        _refuse_source_folder(conn, target)
     features = [stage.feature for stage in standard_stages(settings)]
     with Teller() as teller:
         rows = file_table.write(

@@ -27,6 +27,7 @@ from mirror_realm_assets.cli.output import safe, say
 from mirror_realm_assets.errors import Failed, MirrorRealmError, as_error
 from mirror_realm_assets.weights.hardware import start_environment
 
+_STARTED_AGAIN = "_MIRROR_REALM_STARTED_AGAIN"
 _RUN_NETWORKS = frozenset({"enhance", "ingest"})  # in the command's own process
 
 
@@ -79,6 +80,9 @@ def main() -> None:
     """Entry point of `mirror-realm`."""
     # glibc and OpenMP have read the environment by now, so a command that runs networks itself starts once more: 0.2 s
     # for a third of the time.
-    if start_environment() and sys.platform == "linux" and not _RUN_NETWORKS.isdisjoint(sys.argv[1:2]):
+    again = os.environ.pop(_STARTED_AGAIN, None) is not None  # then what is missing all the same is kept from us
+    missing = start_environment() and sys.platform == "linux" and not _RUN_NETWORKS.isdisjoint(sys.argv[1:2])
+    if missing and not again:
+        os.environ[_STARTED_AGAIN] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, no shell
     cli()

@@ -16,7 +16,7 @@ from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.index import Manifest
 from mirror_realm_assets.catalog.leases import Lease
 from mirror_realm_assets.catalog.sources import Source
-from mirror_realm_assets.errors import LeaseLost
+from mirror_realm_assets.errors import Failed, LeaseLost
 from mirror_realm_assets.search.rounds import Builder, Step
 from mirror_realm_assets.store.interface import Store
 
@@ -93,7 +93,8 @@ def build_index(
 
     Raises:
         LeaseLost: another worker builds this index, or took over meanwhile; nothing of this round was published.
-        Failed: `store_corrupt` or `store_failed` when shards could not be read; all others were published before.
+        Failed: `store_corrupt` or `store_failed` when shards could not be read; all others were published before, and
+            the vectors of damaged ones will be made again.
     """
     began = time.monotonic()
     lease = _take(catalog, source, recipe, worker_id, lease_seconds)
@@ -101,6 +102,7 @@ def build_index(
     builder = Builder(catalog, store, source, recipe, model, lease, lease_seconds, run_id, step, segment_vectors)
     added = removed = 0
     published = False
+    errors: list[Failed] = []
     try:
         again = True
         while again:
@@ -109,10 +111,11 @@ def build_index(
             added, removed = added + done.added, removed + done.removed
             published = published or done.published
             again = done.again
+            errors.extend(done.errors)
             if on_progress and done.published:
                 on_progress(added)
-        if done.errors:
-            raise done.errors[0]
+        if errors:
+            raise errors[0]
     finally:
         with catalog.write() as conn:
             leases.release(conn, lease)

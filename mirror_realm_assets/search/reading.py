@@ -33,11 +33,13 @@ class Readable:
         rows: those that could.
         vectors: one a row, NxD float32; None when there are none.
         errors: one for each shard that could not be read.
+        damaged: rows of shards whose bytes are not those that were written; they can never be read again.
     """
 
     rows: tuple[PendingVector, ...]
     vectors: Vectors | None
     errors: tuple[Failed, ...]
+    damaged: tuple[PendingVector, ...] = ()
 
 
 def read_vectors(
@@ -60,6 +62,7 @@ def read_vectors(
     read: list[PendingVector] = []
     pieces: list[Vectors] = []
     errors: list[Failed] = []
+    damaged: list[PendingVector] = []
     for members in by_shard.values():
         try:
             piece = _of_one_shard(store, members, recipe, dim, cache)
@@ -67,11 +70,13 @@ def read_vectors(
             if error.code not in UNREADABLE:
                 raise
             errors.append(error)
+            if error.code == "store_corrupt":
+                damaged.extend(members)
             continue
         dim = piece.shape[1]
         read.extend(members)
         pieces.append(piece)
-    return Readable(tuple(read), np.concatenate(pieces) if pieces else None, tuple(errors))
+    return Readable(tuple(read), np.concatenate(pieces) if pieces else None, tuple(errors), tuple(damaged))
 
 
 def _of_one_shard(

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mirror_realm_assets.catalog import inbox, index, intents, lacking, leases
+from mirror_realm_assets.catalog import features, inbox, index, intents, lacking, leases, sources
 from mirror_realm_assets.catalog.engine import Catalog
+from mirror_realm_assets.catalog.features import FeatureKey
 from mirror_realm_assets.catalog.inbox import Note
 from mirror_realm_assets.catalog.index import Manifest, ManifestDraft, Member, SegmentEntry
 from mirror_realm_assets.catalog.lacking import PendingVector
@@ -52,7 +53,8 @@ class Round:
         published: whether anything was written.
         again: whether there is more to do than one round takes.
         damaged: whether vectors of the write buffer were lost: only a full look finds them again.
-        errors: one for each shard that could not be read; its vectors stay pending.
+        errors: one for each shard that could not be read. Its vectors stay pending; those of a damaged one are
+            forgotten, so that they are made again.
     """
 
     manifest: Manifest | None
@@ -139,12 +141,15 @@ class Builder:
         found = self._read_pending(ledger)
         if found.errors and rebuild:
             raise found.errors[0]  # what the damaged shards hold may still be found in the segments as they are
+        if found.damaged:
+            self._forget(found.damaged)
         notes = _done(ledger, found)
         if not found.rows and not ledger.stale and not (rebuild and ledger.base):
             if notes:
                 with self.catalog.write() as conn:
                     inbox.forget(conn, notes)
-            return Round(ledger.base, again=bool(notes) and not ledger.complete, errors=found.errors)
+            again = bool(notes or found.damaged) and not ledger.complete
+            return Round(ledger.base, again=again, errors=found.errors)
         dropped = _dropped(ledger, rebuild, bool(found.rows))
         carried, old = self._read_buffer(ledger) if dropped and not rebuild else ([], None)
         self.step("vectors read")
@@ -159,7 +164,7 @@ class Builder:
             raise
         self.step("published")
         damaged = bool(dropped) and not rebuild and len(carried) < len(ledger.carried)
-        again = damaged or (bool(found.rows) and not ledger.complete)
+        again = damaged or (bool(found.rows or found.damaged) and not ledger.complete)
         return Round(published, len(found.rows), len(ledger.stale), True, again, damaged, found.errors)
 
     def _read_ledger(self, full: bool, rebuild: bool, limit: int) -> _Ledger:
@@ -188,6 +193,14 @@ class Builder:
         dim = ledger.base.dim if ledger.base else None
         cache = ShardCache(_SHARD_CACHE_BYTES)
         return read_vectors(self.store, ledger.pending, recipe=self.recipe, dim=dim, cache=cache)
+
+    def _forget(self, damaged: Sequence[PendingVector]) -> None:
+        """Forget embeddings whose bytes are lost: they are missing then, and the next sweep has them made again."""
+        with self.catalog.write() as conn:
+            leases.check(conn, self.lease)
+            for row in damaged:
+                features.forget(conn, FeatureKey(row.image_digest, row.part, inbox.FEATURE, self.recipe))
+            sources.sweep_again(conn)
 
     def _read_buffer(self, ledger: _Ledger) -> tuple[list[Member], Vectors | None]:
         """The live vectors of the write buffer; none when it is damaged: then its members are pending again."""
@@ -261,6 +274,8 @@ class Builder:
             published = index.publish(
                 conn, self.lease, manifest, draft.members, draft.dropped, draft.intent_ids, draft.notes
             )
+            # A file may have come back since they were read: its note was looked at while they were still alive.
+            lacking.note_shown(conn, self.source.id, self.recipe, draft.stale)
             self.step("about to commit")
         return published
 

@@ -29,6 +29,7 @@ from mirror_realm_assets.stages.stage import lane_features
 
 _RUNTIME_SECONDS = 3600
 _BACKLOG_ITEMS = 2 * 500  # a file of the search lane is two items
+_OTHERS_A_LOOK = 10_000  # notes that are for no index that is wanted
 # A full look costs a second or two on 100,000 vectors, too much for every tick. It finds what is gone from the folders,
 # which no search shows and which may lie in an index for a while, and what no note told of.
 _LOOK_SECONDS = 300.0
@@ -117,6 +118,8 @@ def due_sources(
             except SetupError as error:  # an unknown model of one source must not stop the others
                 waiting.append(f"{source.name}: {error}")
                 continue
+            if full_look:  # of an embedder that the source had before, or of none
+                idle.extend(inbox.of_others(conn, source.id, recipe.digest if recipe else None, _OTHERS_A_LOOK))
             if recipe is None:
                 continue
             if full_look:

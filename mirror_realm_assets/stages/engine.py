@@ -209,7 +209,10 @@ class _Run:
                 items.claim(conn, chunk, self.context.lease.owner, self.context.services.settings.lease_seconds)
             point("claim.after_commit")
             self.claimed.update((work.item_id, work) for work in chunk)
-            yield from chunk
+            for work in chunk:
+                if self.context.reason_to_stop():  # asked of the catalog twice a second; what is left is released
+                    return
+                yield work
             if step > 1:
                 quick = time.monotonic() - began < _CLAIM_SECONDS
                 step = min(2 * step, _CLAIM_MOST) if quick else _CLAIM

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _AHEAD_BYTES = 256 * 1024**2
-# What is read ahead is marked running, so it also bounds how many are under suspicion after a crash.
+# What is read ahead is marked running first, and so is under suspicion after a crash.
 _AHEAD_ITEMS = 16
 
 

@@ -73,6 +73,16 @@ def test_after_one_feature_only_what_can_have_changed_is_judged(library: Library
     assert library.outcomes(batch)[1, ENHANCE] == ("cancelled", "cancelled")
 
 
+def test_an_item_of_a_stage_that_is_no_more_is_settled_after_any_other(
+    library: Library, source: sources.Source
+) -> None:
+    library.sight(source, seen(b"a.jpg", "one"))
+    batch = library.form(source, b"a.jpg", of=(RAW, EMBED, "once"))
+    library.read_raw(source, b"a.jpg", "one")
+    library.settle(batch, source, after=EMBED)
+    assert library.outcomes(batch)[0, "once"] == ("not_wanted", None)
+
+
 def test_ok_and_empty_are_both_done(library: Library, source: sources.Source, batch: Batch) -> None:
     found = library.read_raw(source, b"a.jpg", "one")
     library.find(found.parts[0].image_digest, EMBED, "empty")

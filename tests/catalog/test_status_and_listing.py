@@ -24,6 +24,21 @@ def rows_of(library: Library, source: sources.Source) -> list[FileRow]:
         return list(listing.of_source(conn, source, RULES, LIMITS))
 
 
+def test_no_transaction_is_open_while_a_listed_row_is_used(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_PAGE", 2)
+    source = library.source()
+    for number in range(5):
+        library.read(source, b"%d.jpg" % number, str(number))
+    library.sight(source, seen(b"unread.jpg", "x"))
+    found = []
+    for row in listing.in_pages(library.catalog, source, RULES, LIMITS):
+        assert library.catalog.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        found.append(row)
+    assert found == rows_of(library, source)
+    assert len(found) == 6
+    assert list(listing.in_pages(library.catalog, source, RULES, LIMITS, "...")) == []
+
+
 def status_of(library: Library, source: sources.Source) -> status.SourceStatus:
     with library.catalog.read() as conn:
         return status.of_source(conn, sources.by_id(conn, source.id), RULES, LIMITS)

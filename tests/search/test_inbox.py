@@ -69,7 +69,7 @@ def test_what_is_pending_beyond_one_round_is_taken_in_by_the_next(library: Libra
     assert _notes(library) == []
 
 
-def test_notes_of_a_shard_that_cannot_be_read_stay(library: Library) -> None:
+def test_notes_of_a_shard_that_cannot_be_read_stay(library: Library, tmp_path: Path) -> None:
     library.embed([library.add()])
     library.build()
     lost, good = library.add(), library.add()
@@ -77,15 +77,29 @@ def test_notes_of_a_shard_that_cannot_be_read_stay(library: Library) -> None:
     library.embed([good])
     assert key is not None
     path = next(library.store.root.path.rglob(Path(key).name))  # type: ignore[attr-defined]
-    content = path.read_bytes()
-    path.chmod(0o600)
-    path.write_bytes(content[: len(content) // 2])
+    away = path.rename(tmp_path / "on a disk that is not there")
     with pytest.raises(Failed):
         library.build(full=False)
     assert _notes(library) == lost.images
-    path.write_bytes(content)
+    away.rename(path)
     assert library.build(full=False).added == 1
     assert _notes(library) == []
+
+
+def test_what_is_noted_for_no_wanted_index_can_be_told(library: Library) -> None:
+    one = library.add()
+    library.embed([one])
+    library.embed([one], OTHER)
+    photos = library.sources["photos"].id
+    with library.catalog.read() as conn:
+        others = inbox.of_others(conn, photos, RECIPE, 10)
+        assert [note.image_digest for note in others] == one.images
+        assert len(inbox.of_others(conn, photos, None, 10)) == 2
+        assert inbox.of_others(conn, library.sources["scans"].id, None, 10) == []
+    with library.catalog.write() as conn:
+        inbox.forget(conn, [note.id for note in others])
+    assert _notes(library, recipe=OTHER) == []
+    assert _notes(library) == one.images
 
 
 KINDS = ("add", "again", "embed", "gone", "back", "change", "build")

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from search.picture_library import RECIPE, Library
 
-from mirror_realm_assets.catalog import index, intents, lacking
+from mirror_realm_assets.catalog import inbox, index, intents, lacking
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.engine import Catalog, now
 from mirror_realm_assets.errors import Failed, LeaseLost
@@ -327,6 +327,47 @@ def test_a_damaged_buffer_is_made_again_from_the_shards(library: Library) -> Non
     _embed(library, 1)
     report = library.build()
     assert report.vectors == 6
+    _check(library)
+
+
+def test_what_a_damaged_shard_held_is_made_again_and_holds_nothing_up(library: Library) -> None:
+    lost = [library.add() for _ in range(3)]
+    bad = library.embed(lost)
+    _embed(library, 5)
+    (library.store.root.path / (bad or "")).write_bytes(b"damaged")  # type: ignore[attr-defined]
+    with pytest.raises(Failed) as caught:
+        library.build(round_vectors=2)
+    assert caught.value.code == "store_corrupt"
+    manifest = _manifest(library)
+    assert manifest is not None
+    assert manifest.vectors == 5
+    with library.catalog.read() as conn:
+        assert conn.execute(sa.select(sa.func.count()).select_from(t.features)).scalar() == 5
+        assert conn.execute(sa.select(t.sources.c.swept_recipes)).scalar() == {}, "so that they are looked for"
+    for one in lost:
+        del library.vectors[RECIPE, one.images[0], 0]
+    assert library.build().vectors == 5
+    library.embed(lost)
+    assert library.build().vectors == 8
+    _check(library)
+
+
+def test_a_file_that_comes_back_while_it_is_buried_is_indexed_again(library: Library) -> None:
+    _embed(library, 3)
+    library.build()
+    back = library.media[0]
+    library.set_state(back, "deleted")
+
+    def step(name: str) -> None:
+        if name == "ledger read":
+            library.set_state(back, "present")
+            with library.catalog.write() as conn:  # as the sensor does: just now it is still a member
+                lacks, idle = lacking.has_noted(conn, library.sources["photos"].id, RECIPE)
+                assert not lacks
+                inbox.forget(conn, [note.id for note in idle])
+
+    assert library.build(step=step).removed == 1
+    assert library.build(full=False).added == 1
     _check(library)
 
 

@@ -248,8 +248,7 @@ def test_a_damaged_shard_hides_only_its_own_pictures(library: Library, caplog: p
         found = index.manifest(conn, library.sources["photos"].id, RECIPE)
     assert found is not None
     assert found.vectors == 1
-    with pytest.raises(Failed):
-        library.build()
+    library.build()  # the lost one is to be made again, and no longer waited for
     with library.catalog.read() as conn:
         assert index.manifest(conn, library.sources["photos"].id, RECIPE) == found
 

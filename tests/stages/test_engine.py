@@ -424,6 +424,27 @@ def test_a_crash_is_counted_only_for_items_that_were_begun(lab: Lab) -> None:
     assert counts(lab, stages, "raw_media") == {"ok": 3}
 
 
+def test_retry_reads_the_original_again_when_its_proxy_was_damaged(lab: Lab) -> None:
+    stages = (raw_media_stage(lab.settings), brightness(MEAN))
+    lab.picture("a.png", 1)
+    lab.picture("b.png", 2)
+    (batch,) = lab.form(stages)
+    run_stage(stages[0], batch.key, lab.services, stages)
+    with lab.catalog.read() as conn:
+        key = conn.execute(sa.select(t.objects.c.key).where(t.objects.c.kind == "proxy").limit(1)).scalar_one()
+    (Path(lab.settings.store_url) / key).write_bytes(b"damaged")
+    assert run_stage(stages[1], batch.key, lab.services, stages).counts == {"ok": 1, "failed": 1}
+    with lab.catalog.write() as conn:
+        assert sweep.forget_damaged(conn, lab.source.id) == 1
+        assert features.forget_failures(conn, None, sweep.digests_of(lab.source.id)) == 1
+        missing = missing_of(conn, lab.settings, stages, lab.source)
+        keys, _complete = recompute(conn, lab.settings, lab.source, missing, kind="retry")
+    for again in keys:
+        for stage in stages:
+            run_stage(stage, again, lab.services, stages)
+    assert counts(lab, stages, "brightness") == counts(lab, stages, "raw_media") == {"ok": 2}
+
+
 def _items(conn: sa.Connection) -> list[sa.RowMapping]:
     return list(conn.execute(sa.select(t.batch_items)).mappings())
 
