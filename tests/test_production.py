@@ -20,6 +20,7 @@ from s3_server import S3Server
 
 from mirror_realm_assets import installation
 from mirror_realm_assets.cli.main import cli
+from mirror_realm_assets.cli.setup import create_dagster_instance
 from mirror_realm_assets.definitions import build_defs
 from mirror_realm_assets.doctor import production
 from mirror_realm_assets.doctor.verdict import Finding
@@ -70,6 +71,7 @@ def test_a_batch_goes_through_dagster_on_postgresql_with_its_logs_in_the_bucket(
     (batch,) = lab.form(cheap_stages(lab.settings))
     definitions = build_defs(resource_overrides={"library": LibraryResource(home=str(lab.home))}, stages=cheap_stages)
     config = str(lab.settings.dagster_home)
+    create_dagster_instance(lab.settings)
     with dg.DagsterInstance.from_config(config) as instance:
         instance.add_dynamic_partitions("media_batch", [batch.key])
         job = definitions.resolve_job_def("media_batch_job")

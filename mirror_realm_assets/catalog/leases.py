@@ -56,13 +56,15 @@ def renew(conn: sa.Connection, lease: Lease, seconds: float) -> bool:
 
 
 def check(conn: sa.Connection, lease: Lease) -> None:
-    """Make sure, inside the transaction that writes, that the lease is still ours; locks its row until commit.
+    """Make sure, inside the transaction that writes, that the lease is still ours, and that it stays so until commit.
+
+    The lock on its row is shared: threads of one worker record side by side, only who takes or gives up a lease waits.
 
     Raises:
         LeaseLost: when it ran out or another took it.
     """
     held = conn.execute(
-        sa.select(t.leases.c.name).where(_is(lease), t.leases.c.until > now(conn)).with_for_update()
+        sa.select(t.leases.c.name).where(_is(lease), t.leases.c.until > now(conn)).with_for_update(read=True)
     ).first()
     if held is None:
         raise LeaseLost(f"The lease {lease.name} was lost to another worker.")

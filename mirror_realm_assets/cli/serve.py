@@ -100,7 +100,7 @@ def _recover() -> None:
         [sys.executable, "-m", "mirror_realm_assets.cli", "recover"], timeout=_RECOVERY_SECONDS, check=False
     )
     if done.returncode:
-        say("[yellow]The recovery failed; the reconciler tries again every 30 s.[/yellow]")
+        say("[yellow]The recovery failed; the reconciler tries again every 10 s.[/yellow]")
 
 
 def _say_event(event: Event) -> None:
@@ -118,7 +118,7 @@ class _Changes:
         self._rests_until = 0.0
 
     def tell(self) -> None:
-        """Say what is new. Called every two seconds; counting takes a twentieth of the time at most."""
+        """Say what is new. Called every two seconds; counting takes a fiftieth of the time at most."""
         from mirror_realm_assets.catalog import sources, status
         from mirror_realm_assets.pipeline import standard_stages
 
@@ -129,7 +129,7 @@ class _Changes:
         with self._services.catalog.read() as conn:
             limits = self._services.limits()
             found = {s.name: status.of_source(conn, s, rules, limits) for s in sources.all_sources(conn)}
-        self._rests_until = time.monotonic() + rest(time.monotonic() - began, share=0.05, at_least=0.0)
+        self._rests_until = time.monotonic() + rest(time.monotonic() - began, share=0.02, at_least=0.0)
         for name, counts in found.items():
             words = _words(counts)
             if words != self._last.get(name):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mirror_realm_assets.store.gc import GcReport
 
 _LEASE = "store"
+_NOT_MADE = "should_autocreate_tables: false"  # of `dagster_home/production.yaml`
 _INTENT_AGE = timedelta(hours=24)
 _TELL_SECONDS = 1.0
 _CONFIG_SAYS = {
@@ -51,7 +54,7 @@ def init(as_json: bool) -> None:
         where = catalog.url.render_as_string()
     finally:
         catalog.close()
-    _create_dagster_instance(settings)
+    create_dagster_instance(settings)
     found = {
         "home": str(made.home),
         "catalog": where,
@@ -93,9 +96,10 @@ def _migrate(catalog: Catalog) -> None:
         ) from error
 
 
-def _create_dagster_instance(settings: Settings) -> None:
+def create_dagster_instance(settings: Settings) -> None:
     """Make Dagster's databases now: three programs of `up` would otherwise make them at once."""
     try:
+        _make_tables(settings)
         with dagster_instance(settings):
             pass
     except Exception as error:  # whatever an edited dagster.yaml may lead to
@@ -104,6 +108,19 @@ def _create_dagster_instance(settings: Settings) -> None:
             f"Dagster cannot start from {settings.dagster_home / 'dagster.yaml'}: {error}",
             remedy="Correct that file, or delete it and run `mirror-realm init`.",
         ) from error
+
+
+def _make_tables(settings: Settings) -> None:
+    """What the installed `dagster.yaml` leaves to us, so that not every process looks for them."""
+    text = (settings.dagster_home / "dagster.yaml").read_text(encoding="utf-8")
+    if (made := text.replace(_NOT_MADE, "should_autocreate_tables: true")) == text:
+        return
+    import dagster as dg
+
+    with tempfile.TemporaryDirectory(prefix="mirror-realm-") as folder:
+        (Path(folder) / "dagster.yaml").write_text(made, encoding="utf-8")
+        with dg.DagsterInstance.from_config(folder):
+            pass
 
 
 @click.command()
