@@ -63,6 +63,8 @@ def _now() -> dict[tuple[int, str], float]:
             fields = (process / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
+        if not command:
+            continue  # it has ended, and nobody has asked how: what it was told by stands
         role = next((role for word, role in _WORDS.items() if word in command), "other")
         parents[int(process.name)] = int(fields[1])
         found[int(process.name), role] = (int(fields[11]) + int(fields[12])) / _TICKS
