@@ -120,14 +120,18 @@ def _held(conn: sa.Connection, source_id: int) -> dict[int, set[str]]:
     return held
 
 
-def forget_damaged(conn: sa.Connection, source_id: int) -> int:
+def forget_damaged(conn: sa.Connection, source_id: int, feature: str | None = None) -> int:
     """Have the originals read again whose proxies could not be read: their features failed with `store_corrupt`.
+
+    Only where `features.forget_failures` with the same `feature` puts these back, too: else nothing would ask for them.
 
     Returns:
         How many contents.
     """
     f = t.features.c
     damaged = sa.select(f.image_digest).where(f.status == "failed", f.code == "store_corrupt", f.feature != RAW)
+    if feature is not None:
+        damaged = damaged.where(f.feature == feature)
     contents = (
         sa.select(t.contents.c.digest)
         .join(t.parts, t.parts.c.content_id == t.contents.c.id)

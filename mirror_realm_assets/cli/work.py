@@ -257,7 +257,7 @@ def retry(source: str | None, feature: str | None, as_json: bool) -> None:
         with services.catalog.write() as conn:
             chosen = [sources.get(conn, source)] if source else sources.all_sources(conn)
             for each in chosen:
-                sweep.forget_damaged(conn, each.id)
+                sweep.forget_damaged(conn, each.id, feature)
                 count = features.forget_failures(conn, feature, sweep.digests_of(each.id))
                 if feature in (None, "raw_media"):
                     count += files.forget_failures(conn, each.id, refusals)

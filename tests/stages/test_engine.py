@@ -435,7 +435,8 @@ def test_retry_reads_the_original_again_when_its_proxy_was_damaged(lab: Lab) -> 
     (Path(lab.settings.store_url) / key).write_bytes(b"damaged")
     assert run_stage(stages[1], batch.key, lab.services, stages).counts == {"ok": 1, "failed": 1}
     with lab.catalog.write() as conn:
-        assert sweep.forget_damaged(conn, lab.source.id) == 1
+        assert sweep.forget_damaged(conn, lab.source.id, "embeddings") == 0
+        assert sweep.forget_damaged(conn, lab.source.id, "brightness") == 1
         assert features.forget_failures(conn, None, sweep.digests_of(lab.source.id)) == 1
         missing = missing_of(conn, lab.settings, stages, lab.source)
         keys, _complete = recompute(conn, lab.settings, lab.source, missing, kind="retry")
