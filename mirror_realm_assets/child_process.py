@@ -18,13 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from mirror_realm_assets.liveness import ProcessIdentity, identity
 
 _GUARDIAN = Path(__file__).with_name("supervised.py")
 _MAX_LOG_BYTES = 10_000_000
-_LOOKS = 2  # in a row that have to miss a vital process: at a reload it may be replaced
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,13 @@ class Child:
         name: of the program, and of its log.
         argv: its command, with an absolute path.
         env: its environment.
-        vital: words of the command line of a process that it starts by itself and is of no use without; it is started
-            again when that process is gone.
+        ready: a file that it makes when it can be used by those started after it; None when nobody waits for it.
     """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
-    vital: tuple[str, ...] = ()
+    ready: Path | None = None
 
 
 class ChildProcess:
@@ -62,9 +58,8 @@ class ChildProcess:
         self.started_at = 0.0
         self.due = 0.0
         self.failures = 0
-        self._vital_looks: int | None = None  # in a row without it; None before it was there
         self._process: subprocess.Popen[bytes] | None = None
-        # Every group this child has led and that still has members: a daemon's run workers outlive it.
+        # Every group this child has led and that still has members: a code server's run workers outlive it.
         self._groups: set[int] = set()
 
     def start(self) -> ProcessIdentity:
@@ -74,7 +69,8 @@ class ChildProcess:
             OSError: if the system cannot start another process or the log cannot be written.
         """
         self.started_at = time.monotonic()
-        self._vital_looks = None
+        if self.child.ready is not None:
+            self.child.ready.unlink(missing_ok=True)  # a predecessor that was killed has left it
         self.rotate_log()
         with self.log.open("ab") as output:
             # -I -S: neither the user's PYTHON* variables nor site packages are wanted in the guardian.
@@ -112,20 +108,10 @@ class ChildProcess:
         self._process = self.identity = None
         return status if status >= 0 else 128 - status
 
-    def lost_vital(self) -> bool:
-        """Whether the process that it is of no use without was there and is gone: not just being replaced."""
-        if not self.child.vital or self._process is None:
-            return False
-        try:
-            below = psutil.Process(self._process.pid).children(recursive=True)
-            there = any(_is_called(process, self.child.vital) for process in below)
-        except psutil.Error:
-            return False  # it is just ending itself
-        if there:
-            self._vital_looks = 0
-        elif self._vital_looks is not None:
-            self._vital_looks += 1
-        return self._vital_looks == _LOOKS
+    @property
+    def ready(self) -> bool:
+        """Whether those that are started after it can use it."""
+        return self.child.ready is None or (self._process is not None and self.child.ready.exists())
 
     def terminate(self) -> None:
         """Asks the child alone to end: it knows what to ask of those it has started."""
@@ -164,11 +150,3 @@ class ChildProcess:
                 # What is written between these two lines is lost, as with every log rotated by copying.
                 shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
                 os.truncate(self.log, 0)
-
-
-def _is_called(process: psutil.Process, words: tuple[str, ...]) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    return all(word in command for word in words)

@@ -1,11 +1,11 @@
-"""`mirror-realm up`: one supervisor a home that starts the webserver, the daemon and the watcher, and ends them.
+"""`mirror-realm up`: one supervisor a home that starts its programs and ends them.
 
 What belongs here: the life of those processes. What does not: anything about runs, batches or definitions. This module
 imports neither dagster nor our definitions, so that it stays small and cannot be broken by what it supervises; recovery
 is given to it as a function.
 
 Every child has its own session, so that Ctrl-C in the terminal reaches the supervisor alone, and with it a process
-group that also holds what the child starts (code servers, run workers). How they end when we are killed is told in
+group that also holds what the child starts (the code server's run workers). How they end when we are killed is told in
 `supervised`.
 """
 
@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
     "HomeLock",
     "Timing",
     "children_of",
+    "code_server_of",
     "free_port",
     "held",
     "require_port",
@@ -67,7 +68,6 @@ class Timing:
 
     Attributes:
         tick: between two looks at the children.
-        vital: between two looks at what they cannot do without.
         leave: for a clean end of the children and of the runs in work.
         interrupt: for run workers to record that they were interrupted. With `leave` and a kill: within 15 s.
         predecessor: for the children of a killed supervisor, which their guardians end within `leave` + `interrupt`.
@@ -76,7 +76,6 @@ class Timing:
     """
 
     tick: float = 0.25
-    vital: float = 2.0
     leave: float = 8.0
     interrupt: float = 4.0
     predecessor: float = 15.0
@@ -99,7 +98,7 @@ def supervise(
     children. So `before` is where ports are checked (`ports.require_port`) and recovery is done.
 
     Args:
-        children: started in this order, stopped in the reverse.
+        children: started in this order, each when those before it are ready, and stopped in the reverse.
         home: holds the lock `up.lock`, the list of children `up.children.json` and the folder `logs`.
         before: done once, under the lock; what it raises ends the supervisor.
         every: functions with the pause between two calls in seconds, each in a thread of its own so that a slow one
@@ -138,7 +137,6 @@ class _Supervisor:
         self._stop = stop
         self._timing = timing
         self._one_at_a_time = threading.Lock()
-        self._look_at = 0.0
 
     def end_predecessors(self) -> None:
         """Waits for the children of a killed supervisor and kills those that do not end.
@@ -181,19 +179,15 @@ class _Supervisor:
         return 1 if self._stop.at_once else 0
 
     def _look_after(self) -> None:
+        all_ready = True
         for slot in self._slots:
             status = slot.collect()
             if status is not None:
                 self._put_off(slot, f"ended with {_describe(status)}")
             slot.living_groups()
-            if not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None:
+            if all_ready and not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None:
                 self._start(slot)
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + self._timing.vital
-            for slot in self._slots:
-                if slot.lost_vital():
-                    self._report("failed", slot.child.name, f"Its {slot.child.vital[-1]} process is gone.")
-                    slot.terminate()
+            all_ready = all_ready and slot.ready
 
     def _start(self, slot: ChildProcess) -> None:
         try:
@@ -283,12 +277,17 @@ def _describe(status: int) -> str:
     return f"status {status}"
 
 
-def children_of(settings: Settings, host: str, port: int) -> tuple[Child, ...]:
-    """The three programs of a home: webserver, daemon and watcher.
+def children_of(settings: Settings, host: str, port: int, folder: Path) -> tuple[Child, ...]:
+    """The four programs of a home: code server, webserver, daemon and watcher.
 
-    The webserver's and the daemon's commands are neither superseded nor deprecated in dagster 1.13.27. Each gets the
-    module by name, so that no workspace file and no current folder decides what is loaded. Their scripts are run by our
-    own interpreter: the first line of a script breaks when a virtual environment is moved or its path is long.
+    The commands are neither superseded nor deprecated in dagster 1.13.27. No workspace file of the user's and no current
+    folder decides what is loaded. Scripts are run by our own interpreter: the first line of a script breaks when a
+    virtual environment is moved or its path is long.
+
+    Args:
+        settings: of the home.
+        host, port: where the webserver listens.
+        folder: of the code server's socket.
     """
     env = {
         **os.environ,
@@ -296,15 +295,40 @@ def children_of(settings: Settings, host: str, port: int) -> tuple[Child, ...]:
         "DAGSTER_HOME": str(settings.dagster_home),
         "PYTHONUNBUFFERED": "1",  # the logs are files, which Python would fill block by block
     }
-    scripts = Path(sys.executable).parent
-    module = ("-m", "mirror_realm_assets.definitions")
-    webserver = (str(scripts / "dagster-webserver"), "-h", host, "-p", str(port), *module)
-    daemon = (str(scripts / "dagster-daemon"), "run", *module)
+    code_server, workspace = code_server_of("mirror_realm_assets.definitions", env, folder)
+    webserver = (_script("dagster-webserver"), "-h", host, "-p", str(port), "-w", str(workspace))
+    daemon = (_script("dagster-daemon"), "run", "-w", str(workspace))
     watcher = ("-m", "mirror_realm_assets.cli", "watch")
-    # Without its code server the daemon does nothing until it reloads its workspace, up to a minute later.
-    code_server = ("api", "grpc")
     return (
-        Child("webserver", (sys.executable, *webserver), env, code_server),
-        Child("daemon", (sys.executable, *daemon), env, code_server),
+        code_server,
+        Child("webserver", (sys.executable, *webserver), env),
+        Child("daemon", (sys.executable, *daemon), env),
         Child("watch", (sys.executable, *watcher), env),
     )
+
+
+def code_server_of(module: str, env: Mapping[str, str], folder: Path) -> tuple[Child, Path]:
+    """The code server of webserver and daemon, and the workspace file by which they find it.
+
+    Given the module's name instead, each starts a code server of its own, and the daemon a new one every 60 s: five
+    processor seconds a minute, whether there is work or not.
+
+    Args:
+        module: holds the definitions.
+        env: its environment.
+        folder: for socket and workspace file. Nobody else may enter it: who can write to the socket can run code. Its
+            path has to be short, since the system gives a socket's path about a hundred bytes.
+    """
+    socket, workspace = folder / "code-server.sock", folder / "workspace.yaml"
+    # Under its module's name, by which sensors' states, runs and bookmarks know it.
+    server = {"socket": str(socket), "location_name": module}
+    write_atomically(workspace, json.dumps({"load_from": [{"grpc_server": server}]}).encode())  # JSON is YAML
+    program = (sys.executable, _script("dagster"), "api", "grpc", "--socket", str(socket), "--location-name", module)
+    # Lazily: definitions that cannot be loaded are shown in the UI with their error, which is no reason to have no UI.
+    how = ("-m", module, "--lazy-load-user-code", "--inject-env-vars-from-instance")
+    # Without it the daemon does nothing until it looks again, up to a minute later: so it is ready before them.
+    return Child("code-server", (*program, *how), env, ready=socket), workspace
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mirror_realm_assets.child_process import Child, ChildProcess
 from mirror_realm_assets.errors import SetupError
@@ -35,12 +36,12 @@ def say(event):
 def fail():
     raise RuntimeError("the task failed")
 def child(name, text):
-    vital = ("vital",) if name == "needy" else ()
-    return Child(name, (sys.executable, "-c", text, str(home / (name + ".pid"))), dict(os.environ), vital)
+    ready = home / "ready" if name == "server" else None
+    return Child(name, (sys.executable, "-c", text, str(home / (name + ".pid"))), dict(os.environ), ready)
 children = [child(name, text) for name, text in programs]
 try:
     code = supervise(children, home=home, before=lambda: (home / "before").touch(), every=[(0.2, fail)],
-                     on_event=say, timing=Timing(tick=0.05, vital=0.1, backoff=(0.1, 0.2), **timing))
+                     on_event=say, timing=Timing(tick=0.05, backoff=(0.1, 0.2), **timing))
 except SetupError as error:
     print(json.dumps({"kind": "refused", "name": error.code, "message": str(error)}), flush=True)
     sys.exit(1)
@@ -57,10 +58,11 @@ DAEMON = WRITE_PID + (
     "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'])\n"
     "open(sys.argv[1], 'a').write(f'{worker.pid}\\n')\ntime.sleep(120)\n"
 )
-# Cannot do without a process of its own, as the daemon cannot without its code server.
-NEEDY = WRITE_PID + (
-    "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)', 'vital'])\n"
-    "open(sys.argv[1], 'a').write(f'{worker.pid}\\n')\ntime.sleep(120)\n"
+# Makes the file that those after it wait for, when the test lets it.
+SERVER = WRITE_PID + (
+    "home = os.path.dirname(sys.argv[1])\n"
+    "while not os.path.exists(home + '/may'):\n    time.sleep(0.02)\n"
+    "open(home + '/ready', 'w').close()\ntime.sleep(120)\n"
 )
 
 
@@ -257,19 +259,23 @@ def test_a_task_that_fails_is_reported_and_harms_nobody(up: Callable[..., Up]) -
     assert one.stop() == 0
 
 
-def test_a_child_is_started_again_when_the_process_it_is_of_no_use_without_is_gone(up: Callable[..., Up]) -> None:
-    one = up(("needy", NEEDY), ("other", SLEEPER))
-    first, vital = one.pids("needy", 2)
-    (other,) = one.pids("other")
+def test_a_child_waits_until_the_one_before_it_is_ready_and_goes_on_when_that_one_dies(up: Callable[..., Up]) -> None:
+    one = up(("server", SERVER), ("second", SLEEPER))
+    (first,) = one.pids("server")
     time.sleep(0.5)
-    assert "failed" not in [event["kind"] for event in one.events() if event["name"] == "needy"]
-    os.kill(vital, signal.SIGKILL)
-    second, _vital = one.pids("needy", 4)[2:]
-    assert second != first
-    assert gone(first, vital)
-    assert not gone(other)
-    (event,) = [event for event in one.events() if event["kind"] == "failed" and event["name"] == "needy"]
-    assert event["message"] == "Its vital process is gone."
+    assert not (one.home / "second.pid").exists()
+    (one.home / "may").touch()
+    (second,) = one.pids("second")
+    (one.home / "may").unlink()
+    os.kill(first, signal.SIGKILL)
+    again = one.pids("server", 2)[1]
+    wait_for(lambda: not (one.home / "ready").exists())  # what the killed one left says nothing of this one
+    assert not gone(second, again)
+    os.kill(second, signal.SIGKILL)
+    time.sleep(0.5)
+    assert len(one.pids("second")) == 1
+    (one.home / "may").touch()
+    assert len(one.pids("second", 2)) == 2
     assert one.stop() == 0
 
 
@@ -382,15 +388,22 @@ def test_ready_is_what_answers_as_a_dagster_webserver() -> None:
     assert not wait_ready(url, 0.3)
 
 
-def test_the_three_children_get_the_home_and_run_installed_programs(tmp_path: Path) -> None:
+def test_the_four_children_get_the_home_and_run_installed_programs(tmp_path: Path) -> None:
     settings = Settings.at(tmp_path / "home", configured_dagster_home=tmp_path / "dagster")
-    webserver, daemon, watch = children_of(settings, "127.0.0.1", 4000)
-    assert [child.name for child in (webserver, daemon, watch)] == ["webserver", "daemon", "watch"]
-    for child in (webserver, daemon, watch):
+    code_server, webserver, daemon, watch = children_of(settings, "127.0.0.1", 4000, tmp_path)
+    names = ["code-server", "webserver", "daemon", "watch"]
+    assert [child.name for child in (code_server, webserver, daemon, watch)] == names
+    for child in (code_server, webserver, daemon, watch):
         assert child.env["MIRROR_REALM_HOME"] == str(tmp_path / "home")
         assert child.env["DAGSTER_HOME"] == str(tmp_path / "dagster")
-    assert webserver.argv[2:] == ("-h", "127.0.0.1", "-p", "4000", "-m", "mirror_realm_assets.definitions")
-    assert daemon.argv[2:] == ("run", "-m", "mirror_realm_assets.definitions")
-    assert watch.argv == (sys.executable, "-m", "mirror_realm_assets.cli", "watch")
-    assert Path(webserver.argv[1]).exists()
-    assert Path(daemon.argv[1]).exists()
+        assert child.argv[0] == sys.executable
+    workspace = str(tmp_path / "workspace.yaml")
+    path = str(tmp_path / "code-server.sock")
+    assert code_server.argv[2:6] == ("api", "grpc", "--socket", path)
+    assert code_server.ready == Path(path)
+    assert webserver.argv[2:] == ("-h", "127.0.0.1", "-p", "4000", "-w", workspace)
+    assert daemon.argv[2:] == ("run", "-w", workspace)
+    assert watch.argv[1:] == ("-m", "mirror_realm_assets.cli", "watch")
+    assert all(Path(child.argv[1]).exists() for child in (code_server, webserver, daemon))
+    (location,) = yaml.safe_load(Path(workspace).read_text())["load_from"]
+    assert location == {"grpc_server": {"socket": path, "location_name": "mirror_realm_assets.definitions"}}

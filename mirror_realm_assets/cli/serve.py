@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,12 +54,12 @@ def up(host: str | None, port: int | None) -> None:
         if wait_ready(f"{url}/server_info", _READY_SECONDS):
             say(f"[bold]The UI is at {url}[/bold] - assets: {url}/asset-groups - runs: {url}/runs. Ctrl-C ends it.")
 
-    with opened() as (_settings, services):
+    with opened() as (_settings, services), tempfile.TemporaryDirectory(prefix="mirror-realm-up-") as folder:
         _require_weights(settings, services)
         threading.Thread(target=announce, daemon=True).start()
         teller = _Changes(settings, services)
         code = supervise(
-            children_of(settings, host, port),
+            children_of(settings, host, port, Path(folder)),
             home=settings.home,
             before=before,
             every=[(_TELL_SECONDS, teller.tell)],

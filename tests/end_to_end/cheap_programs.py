@@ -1,7 +1,7 @@
 """The programs of a home with the toy stages of `cheap_stages`, for tests that kill them many times.
 
-`python cheap_programs.py cli ingest demo` is `mirror-realm ingest demo`; `... up` supervises a daemon and a watcher as
-`mirror-realm up` does, without the webserver and with short pauses; `... daemon run -m cheap_programs` is
+`python cheap_programs.py cli ingest demo` is `mirror-realm ingest demo`; `... up` supervises a code server, a
+daemon and a watcher as `mirror-realm up` does, without the webserver and with short pauses; `... daemon run` is
 `dagster-daemon`. Every result is told in the file `computed.log` of the home before it is recorded, so that a test can
 count what was computed twice.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -68,16 +69,19 @@ def _put_points_around(name: str, before: str, after: str) -> None:
 
 def run_up() -> None:
     from mirror_realm_assets.cli.serve import _recover
-    from mirror_realm_assets.supervise import Child, Timing, supervise
+    from mirror_realm_assets.supervise import Child, Timing, code_server_of, supervise
 
     settings = Settings.read()
     me = (sys.executable, str(Path(__file__)))
     env = {**os.environ, "DAGSTER_HOME": str(settings.dagster_home)}
+    folder = Path(tempfile.mkdtemp(prefix="mirror-realm-up-"))  # the paths of tests are too long for a socket
+    code_server, workspace = code_server_of("cheap_programs", env, folder)
     children = (
-        Child("daemon", (*me, "daemon", "run", "-m", "cheap_programs"), env, ("api", "grpc")),
+        code_server,
+        Child("daemon", (*me, "daemon", "run", "-w", str(workspace)), env),
         Child("watch", (*me, "cli", "watch"), env),
     )
-    timing = Timing(tick=0.1, vital=0.5, leave=4.0, interrupt=3.0, predecessor=10.0, backoff=(0.1,))
+    timing = Timing(tick=0.1, leave=4.0, interrupt=3.0, predecessor=10.0, backoff=(0.1,))
     sys.exit(
         supervise(
             children,
