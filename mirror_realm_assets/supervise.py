@@ -280,13 +280,14 @@ def _describe(status: int) -> str:
 def children_of(settings: Settings, host: str, port: int, folder: Path) -> tuple[Child, ...]:
     """The four programs of a home: code server, webserver, daemon and watcher.
 
-    The commands are neither superseded nor deprecated in dagster 1.13.27. No workspace file of the user's and no current
-    folder decides what is loaded. Scripts are run by our own interpreter: the first line of a script breaks when a
-    virtual environment is moved or its path is long.
+    The commands are neither superseded nor deprecated in dagster 1.13.27. No workspace file of the user's and no
+    current folder decides what is loaded. Scripts are run by our own interpreter: the first line of a script breaks
+    when a virtual environment is moved or its path is long.
 
     Args:
         settings: of the home.
-        host, port: where the webserver listens.
+        host: where the webserver listens.
+        port: its port.
         folder: of the code server's socket.
     """
     env = {
