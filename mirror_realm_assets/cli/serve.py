@@ -178,9 +178,12 @@ def watch() -> None:
 @click.command(hidden=True)
 def recover() -> None:
     """End runs whose process is gone; `up` does it at its start."""
+    from mirror_realm_assets.pipeline import standard_stages
+    from mirror_realm_assets.pools import make_known
     from mirror_realm_assets.recovery import reconcile
 
     with opened() as (settings, services), dagster_instance(settings) as instance:
+        make_known(instance, standard_stages(settings))  # a home of an earlier release knows none before its first run
         try:
             found = reconcile(instance, services.catalog, forgive=True)
         except MirrorRealmError as error:

@@ -97,11 +97,14 @@ def _migrate(catalog: Catalog) -> None:
 
 
 def create_dagster_instance(settings: Settings) -> None:
-    """Make Dagster's databases now: three programs of `up` would otherwise make them at once."""
+    """Make Dagster's databases and our pools now: the programs of `up` would otherwise make them all at once."""
+    from mirror_realm_assets.pipeline import standard_stages
+    from mirror_realm_assets.pools import make_known
+
     try:
         _make_tables(settings)
-        with dagster_instance(settings):
-            pass
+        with dagster_instance(settings) as instance:
+            make_known(instance, standard_stages(settings))
     except Exception as error:  # whatever an edited dagster.yaml may lead to
         raise SetupError(
             "invalid_argument",

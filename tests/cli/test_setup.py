@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -71,6 +72,11 @@ def put_old(store: Store, data: bytes, *, days: float) -> str:
 
 
 # --- init ---
+
+
+def test_init_makes_the_pools_known_to_dagster(home: Path) -> None:
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        assert set(instance.event_log_storage.get_concurrency_keys()) == {"embed", "enhance", "index_writer"}
 
 
 def test_init_prints_where_everything_is(initialised: tuple[Path, Result]) -> None:
