@@ -32,7 +32,7 @@ class Child:
         name: of the program, and of its log.
         argv: its command, with an absolute path.
         env: its environment.
-        ready: a file that it makes when it can be used by those started after it; None when nobody waits for it.
+        ready: a file that it makes when others can use it, and is of no use without; None when it has none.
     """
 
     name: str
@@ -58,6 +58,7 @@ class ChildProcess:
         self.started_at = 0.0
         self.due = 0.0
         self.failures = 0
+        self._was_ready = False
         self._process: subprocess.Popen[bytes] | None = None
         # Every group this child has led and that still has members: a code server's run workers outlive it.
         self._groups: set[int] = set()
@@ -69,6 +70,7 @@ class ChildProcess:
             OSError: if the system cannot start another process or the log cannot be written.
         """
         self.started_at = time.monotonic()
+        self._was_ready = False
         if self.child.ready is not None:
             self.child.ready.unlink(missing_ok=True)  # a predecessor that was killed has left it
         self.rotate_log()
@@ -109,9 +111,19 @@ class ChildProcess:
         return status if status >= 0 else 128 - status
 
     @property
+    def started_before(self) -> bool:
+        """Whether it has ever been started."""
+        return self.started_at > 0.0
+
+    @property
     def ready(self) -> bool:
-        """Whether those that are started after it can use it."""
+        """Whether others can use it."""
         return self.child.ready is None or (self._process is not None and self.child.ready.exists())
+
+    def lost_its_file(self) -> bool:
+        """Whether it was ready and is not any more, though it lives; true once."""
+        was, self._was_ready = self._was_ready, self._process is not None and self.ready
+        return was and self._process is not None and not self._was_ready
 
     def terminate(self) -> None:
         """Asks the child alone to end: it knows what to ask of those it has started."""

@@ -29,6 +29,8 @@ from dagster_postgres.utils import (
 )
 
 _KEPT = 3  # connections of a process; more are opened when more threads ask at once, and closed after use
+# What lies between us and the server may forget a silent connection without a word; one is never silent for so long.
+_KEPT_SECONDS = 60
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -83,7 +85,14 @@ class _Pool:
     def __init__(self, url: str, token_provider: Any) -> None:
         # Without an upper limit, as without a pool: whoever waited for another thread's connection could wait for ever.
         self._engine = create_pg_engine(
-            url, token_provider, isolation_level="AUTOCOMMIT", pool_size=_KEPT, max_overflow=-1, pool_pre_ping=True
+            url,
+            token_provider,
+            isolation_level="AUTOCOMMIT",
+            pool_size=_KEPT,
+            max_overflow=-1,
+            pool_pre_ping=True,
+            pool_recycle=_KEPT_SECONDS,
+            pool_use_lifo=True,
         )
         self._has_limit = False
 
@@ -140,8 +149,8 @@ class _Events(PostgresEventLogStorage):
         self._pool.limit_statements(statement_timeout)
 
     def dispose(self) -> None:
-        self._pool.close()
         super().dispose()
+        self._pool.close()
 
 
 class _Schedules(PostgresScheduleStorage):

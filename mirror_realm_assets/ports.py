@@ -5,11 +5,15 @@ What belongs here: questions about an address of this machine. What does not: re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import json
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from mirror_realm_assets.errors import SetupError
@@ -74,3 +78,40 @@ def _answers(host: str, port: int) -> bool:
         return False  # not yet, or not dagster's webserver
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def socket_folder(home: Path) -> Iterator[Path]:
+    """A folder for sockets that only its owner can enter: in the home, or a temporary one where that cannot be.
+
+    The system gives the path of a socket about a hundred bytes, and some file systems know no sockets.
+
+    Raises:
+        SetupError: `home_unusable` if neither can hold one.
+    """
+    fixed = home / "sockets"
+    if _why_not(fixed) is None:
+        yield fixed
+        return
+    with tempfile.TemporaryDirectory(prefix="mirror-realm-", ignore_cleanup_errors=True) as made:
+        if error := _why_not(Path(made)):
+            raise SetupError(
+                "home_unusable",
+                f"There can be no socket in {fixed}, nor in {made}: {error}.",
+                remedy="Set TMPDIR to a folder with a short path on a local disk.",
+            )
+        yield Path(made)
+
+
+def _why_not(folder: Path) -> OSError | None:
+    """What keeps a socket from being in a folder, which is made if it is not there."""
+    path = folder / "trial"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+        path.unlink()
+    except OSError as error:
+        return error
+    return None

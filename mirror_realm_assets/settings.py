@@ -85,10 +85,10 @@ class Settings(BaseSettings):
     slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")
 
     index_backlog_seconds: float = Field(
-        default=60.0,
+        default=180.0,
         ge=0,
         description="While more than 500 files of a source wait for the search lane, its index is published this often "
-        "and no more: each round starts a process and reads what is pending.",
+        "and no more: each round starts a process and reads what is pending, eight processor seconds.",
     )
 
     # Live partition keys of batches; Dagster's UI and automation suffer from about 10,000.

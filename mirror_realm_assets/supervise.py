@@ -68,6 +68,7 @@ class Timing:
 
     Attributes:
         tick: between two looks at the children.
+        ready: the most that the first start of a child waits for those before it to be ready.
         leave: for a clean end of the children and of the runs in work.
         interrupt: for run workers to record that they were interrupted. With `leave` and a kill: within 15 s.
         predecessor: for the children of a killed supervisor, which their guardians end within `leave` + `interrupt`.
@@ -76,6 +77,7 @@ class Timing:
     """
 
     tick: float = 0.25
+    ready: float = 30.0
     leave: float = 8.0
     interrupt: float = 4.0
     predecessor: float = 15.0
@@ -98,7 +100,7 @@ def supervise(
     children. So `before` is where ports are checked (`ports.require_port`) and recovery is done.
 
     Args:
-        children: started in this order, each when those before it are ready, and stopped in the reverse.
+        children: started in this order, at first each when those before it are ready, and stopped in the reverse.
         home: holds the lock `up.lock`, the list of children `up.children.json` and the folder `logs`.
         before: done once, under the lock; what it raises ends the supervisor.
         every: functions with the pause between two calls in seconds, each in a thread of its own so that a slow one
@@ -137,6 +139,7 @@ class _Supervisor:
         self._stop = stop
         self._timing = timing
         self._one_at_a_time = threading.Lock()
+        self._waits_until = 0.0
 
     def end_predecessors(self) -> None:
         """Waits for the children of a killed supervisor and kills those that do not end.
@@ -159,6 +162,7 @@ class _Supervisor:
     def run(self, every: Iterable[tuple[float, Callable[[], object]]]) -> int:
         """Starts everything, keeps it running until told to stop, stops it."""
         _adopt_orphans(True)
+        self._waits_until = time.monotonic() + self._timing.ready
         ending = threading.Event()
         for seconds, task in every:
             # Daemon threads: a task that hangs must not keep us from ending.
@@ -179,13 +183,18 @@ class _Supervisor:
         return 1 if self._stop.at_once else 0
 
     def _look_after(self) -> None:
-        all_ready = True
+        # A child that fails again and again must not keep the others from being started.
+        must_wait, all_ready = time.monotonic() < self._waits_until, True
         for slot in self._slots:
             status = slot.collect()
             if status is not None:
                 self._put_off(slot, f"ended with {_describe(status)}")
             slot.living_groups()
-            if all_ready and not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None:
+            if slot.lost_its_file():
+                self._report("failed", slot.child.name, f"Its file {slot.child.ready} is gone.")
+                slot.terminate()
+            due = not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None
+            if due and (all_ready or slot.started_before or not must_wait):
                 self._start(slot)
             all_ready = all_ready and slot.ready
 
@@ -277,26 +286,36 @@ def _describe(status: int) -> str:
     return f"status {status}"
 
 
-def children_of(settings: Settings, host: str, port: int, folder: Path) -> tuple[Child, ...]:
+# Each of them would say which code is loaded, or from where; what is not named here may be in somebody's dagster.yaml.
+_SAY_WHICH_CODE = frozenset(
+    f"DAGSTER_{name}"
+    for name in (
+        *("GRPC_HOST", "GRPC_PORT", "GRPC_SOCKET", "INSTANCE_REF", "LOCATION_NAME", "LAZY_LOAD_USER_CODE"),
+        *("MODULE_NAME", "PACKAGE_NAME", "PYTHON_FILE", "ATTRIBUTE", "autoload_defs_module_name"),
+        *("WORKING_DIRECTORY", "EMPTY_WORKING_DIRECTORY", "USE_PYTHON_ENVIRONMENT_ENTRY_POINT"),
+    )
+)
+
+
+def children_of(settings: Settings, host: str, port: int, sockets: Path) -> tuple[Child, ...]:
     """The four programs of a home: code server, webserver, daemon and watcher.
 
-    The commands are neither superseded nor deprecated in dagster 1.13.27. No workspace file of the user's and no
-    current folder decides what is loaded. Scripts are run by our own interpreter: the first line of a script breaks
-    when a virtual environment is moved or its path is long.
+    The commands are neither superseded nor deprecated in dagster 1.13.27. No workspace file of the user's, no variable
+    and no current folder decides what is loaded. Scripts are run by our own interpreter: the first line of a script
+    breaks when a virtual environment is moved or its path is long.
 
     Args:
         settings: of the home.
         host: where the webserver listens.
         port: its port.
-        folder: of the code server's socket.
+        sockets: folder of the code server's socket.
     """
-    env = {
-        **os.environ,
+    env = {name: value for name, value in os.environ.items() if name not in _SAY_WHICH_CODE} | {
         "MIRROR_REALM_HOME": str(settings.home),
         "DAGSTER_HOME": str(settings.dagster_home),
         "PYTHONUNBUFFERED": "1",  # the logs are files, which Python would fill block by block
     }
-    code_server, workspace = code_server_of("mirror_realm_assets.definitions", env, folder)
+    code_server, workspace = code_server_of("mirror_realm_assets.definitions", env, settings.home, sockets)
     webserver = (_script("dagster-webserver"), "-h", host, "-p", str(port), "-w", str(workspace))
     daemon = (_script("dagster-daemon"), "run", "-w", str(workspace))
     watcher = ("-m", "mirror_realm_assets.cli", "watch")
@@ -308,7 +327,7 @@ def children_of(settings: Settings, host: str, port: int, folder: Path) -> tuple
     )
 
 
-def code_server_of(module: str, env: Mapping[str, str], folder: Path) -> tuple[Child, Path]:
+def code_server_of(module: str, env: Mapping[str, str], home: Path, sockets: Path) -> tuple[Child, Path]:
     """The code server of webserver and daemon, and the workspace file by which they find it.
 
     Given the module's name instead, each starts a code server of its own, and the daemon a new one every 60 s: five
@@ -317,18 +336,18 @@ def code_server_of(module: str, env: Mapping[str, str], folder: Path) -> tuple[C
     Args:
         module: holds the definitions.
         env: its environment.
-        folder: for socket and workspace file. Nobody else may enter it: who can write to the socket can run code. Its
-            path has to be short, since the system gives a socket's path about a hundred bytes.
+        home: where the workspace file is written; the daemon reads it again every minute.
+        sockets: where its socket will be. Nobody else may enter: who can write to the socket can run code.
     """
-    socket, workspace = folder / "code-server.sock", folder / "workspace.yaml"
+    socket, workspace = sockets / "code", home / "up.workspace.yaml"
     # Under its module's name, by which sensors' states, runs and bookmarks know it.
     server = {"socket": str(socket), "location_name": module}
     write_atomically(workspace, json.dumps({"load_from": [{"grpc_server": server}]}).encode())  # JSON is YAML
-    program = (sys.executable, _script("dagster"), "api", "grpc", "--socket", str(socket), "--location-name", module)
-    # Lazily: definitions that cannot be loaded are shown in the UI with their error, which is no reason to have no UI.
-    how = ("-m", module, "--lazy-load-user-code", "--inject-env-vars-from-instance")
-    # Without it the daemon does nothing until it looks again, up to a minute later: so it is ready before them.
-    return Child("code-server", (*program, *how), env, ready=socket), workspace
+    # As a module, and not as the script: what runs a run would import all of a script's imports. Not lazily: a server
+    # whose definitions cannot be loaded just now ends, is started again, and says so here.
+    program = ("-m", "dagster", "api", "grpc", "--socket", str(socket), "--location-name", module)
+    how = ("-m", module, "-d", os.getcwd(), "--inject-env-vars-from-instance")  # noqa: PTH109 - as dagster has it
+    return Child("code-server", (sys.executable, *program, *how), env, ready=socket), workspace
 
 
 def _script(name: str) -> str:

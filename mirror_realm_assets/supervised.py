@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
 def _become(command: list[str], guardian: int) -> None:
     try:
         _reset_signals()
-        # Should the guardian itself be killed. SIGTERM and not SIGKILL: the daemon and the webserver then tell their
-        # code servers to shut down, which otherwise live on until their heartbeat runs out (20 and 45 s).
+        # Should the guardian itself be killed. SIGTERM and not SIGKILL: the daemon then ends what it is doing, and the
+        # code server waits for its run workers.
         _die_with_parent()
         if os.getppid() == guardian:
             os.execv(command[0], command)  # noqa: S606 - no shell is wanted

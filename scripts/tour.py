@@ -167,10 +167,12 @@ class Tour:
             while not wait_ready(f"{self.url}/server_info", 0.0):
                 self._require_service()
                 if time.monotonic() > end:
+                    logs = self.service.log.parent
                     raise Broken(
-                        f"The UI does not answer at {self.url}.", f"Look into {self.service.log.parent}/webserver.log."
+                        f"The UI does not answer at {self.url}.",
+                        f"Look into {logs}/code-server.log and {logs}/webserver.log.",
                     )
-                waiting.at("webserver, daemon, watcher")
+                waiting.at("code server, webserver, daemon, watcher")
                 self._pause(0.5)
         teller.fact(f"The UI is at {self.url}; what the service says is in {self.service.log}")
         teller.look(f"{self.url}{address.LINEAGE}", "the lineage: from folders to an index")

@@ -3,10 +3,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import yaml
 from mirror_realm_assets.child_process import Child, ChildProcess
 from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.liveness import held, identity, is_alive
+from mirror_realm_assets.ports import socket_folder
 from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.supervise import children_of, free_port, require_port, supervise, wait_ready
 
@@ -76,8 +79,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
 class Up:
     """One supervisor in a process of its own, and the pids its children wrote down."""
 
-    def __init__(self, home: Path, programs: list[tuple[str, str]], *, ignore_sigint: bool, leave: float) -> None:
-        timing = {"leave": leave, "interrupt": 1.0, "predecessor": leave + 2.0}
+    def __init__(
+        self, home: Path, programs: list[tuple[str, str]], *, ignore_sigint: bool, leave: float, ready: float
+    ) -> None:
+        timing = {"leave": leave, "interrupt": 1.0, "predecessor": leave + 2.0, "ready": ready}
         self.home = home
         self.log = (home / "events").open("a+", encoding="utf-8")
         self.process = subprocess.Popen(
@@ -106,8 +111,8 @@ class Up:
 def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def start(*programs: tuple[str, str], ignore_sigint: bool = False, leave: float = 1.0) -> Up:
-        started.append(Up(tmp_path, list(programs), ignore_sigint=ignore_sigint, leave=leave))
+    def start(*programs: tuple[str, str], ignore_sigint: bool = False, leave: float = 1.0, ready: float = 20.0) -> Up:
+        started.append(Up(tmp_path, list(programs), ignore_sigint=ignore_sigint, leave=leave, ready=ready))
         return started[-1]
 
     yield start
@@ -272,10 +277,31 @@ def test_a_child_waits_until_the_one_before_it_is_ready_and_goes_on_when_that_on
     wait_for(lambda: not (one.home / "ready").exists())  # what the killed one left says nothing of this one
     assert not gone(second, again)
     os.kill(second, signal.SIGKILL)
-    time.sleep(0.5)
+    assert len(one.pids("second", 2)) == 2  # the one that was started before does not wait again
+    assert one.stop() == 0
+
+
+def test_a_child_that_never_becomes_ready_holds_up_the_others_for_a_while_only(up: Callable[..., Up]) -> None:
+    one = up(("server", SERVER), ("second", SLEEPER), ready=1.0)
+    one.pids("server")
+    time.sleep(0.4)
+    assert not (one.home / "second.pid").exists()
     assert len(one.pids("second")) == 1
+    assert one.stop() == 0
+
+
+def test_a_child_whose_file_is_deleted_is_started_again(up: Callable[..., Up]) -> None:
+    one = up(("server", SERVER), ("second", SLEEPER))
     (one.home / "may").touch()
-    assert len(one.pids("second", 2)) == 2
+    (first,) = one.pids("server")
+    (second,) = one.pids("second")
+    time.sleep(0.3)
+    (one.home / "ready").unlink()
+    assert one.pids("server", 2)[1] != first
+    assert gone(first)
+    assert not gone(second)
+    (event,) = [event for event in one.events() if event["kind"] == "failed" and event["name"] == "server"]
+    assert event["message"] == f"Its file {one.home / 'ready'} is gone."
     assert one.stop() == 0
 
 
@@ -388,22 +414,59 @@ def test_ready_is_what_answers_as_a_dagster_webserver() -> None:
     assert not wait_ready(url, 0.3)
 
 
-def test_the_four_children_get_the_home_and_run_installed_programs(tmp_path: Path) -> None:
+def test_the_four_children_get_the_home_and_run_installed_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DAGSTER_GRPC_PORT", "DAGSTER_MODULE_NAME", "DAGSTER_WORKING_DIRECTORY"):
+        monkeypatch.setenv(name, "4266")
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", "of somebody's dagster.yaml")
     settings = Settings.at(tmp_path / "home", configured_dagster_home=tmp_path / "dagster")
+    settings.home.mkdir()
     code_server, webserver, daemon, watch = children_of(settings, "127.0.0.1", 4000, tmp_path)
     names = ["code-server", "webserver", "daemon", "watch"]
     assert [child.name for child in (code_server, webserver, daemon, watch)] == names
     for child in (code_server, webserver, daemon, watch):
         assert child.env["MIRROR_REALM_HOME"] == str(tmp_path / "home")
         assert child.env["DAGSTER_HOME"] == str(tmp_path / "dagster")
+        assert {name for name in child.env if name.startswith("DAGSTER_")} == {"DAGSTER_HOME", "DAGSTER_PG_PASSWORD"}
         assert child.argv[0] == sys.executable
-    workspace = str(tmp_path / "workspace.yaml")
-    path = str(tmp_path / "code-server.sock")
-    assert code_server.argv[2:6] == ("api", "grpc", "--socket", path)
+    path, workspace = str(tmp_path / "code"), str(tmp_path / "home" / "up.workspace.yaml")
+    assert code_server.argv[1:7] == ("-m", "dagster", "api", "grpc", "--socket", path)
     assert code_server.ready == Path(path)
     assert webserver.argv[2:] == ("-h", "127.0.0.1", "-p", "4000", "-w", workspace)
     assert daemon.argv[2:] == ("run", "-w", workspace)
     assert watch.argv[1:] == ("-m", "mirror_realm_assets.cli", "watch")
-    assert all(Path(child.argv[1]).exists() for child in (code_server, webserver, daemon))
+    assert all(Path(child.argv[1]).exists() for child in (webserver, daemon))
     (location,) = yaml.safe_load(Path(workspace).read_text())["load_from"]
     assert location == {"grpc_server": {"socket": path, "location_name": "mirror_realm_assets.definitions"}}
+
+
+def test_sockets_are_in_the_home_where_nobody_else_may_enter(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.getbasetemp().parent / "h"  # short enough
+    home.mkdir()
+    try:
+        with socket_folder(home) as folder:
+            assert folder == home / "sockets"
+            assert folder.stat().st_mode & 0o777 == 0o700
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(folder / "code"))
+    finally:
+        shutil.rmtree(home)
+
+
+def test_a_home_whose_path_is_too_long_for_a_socket_gets_a_temporary_folder(tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 30)
+    home.mkdir()
+    with socket_folder(home) as folder:
+        assert home not in folder.parents
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder / "code"))
+    assert not folder.exists()
+
+
+def test_where_no_socket_can_be_the_remedy_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / ("long" * 30)
+    home.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    with pytest.raises(SetupError, match="TMPDIR"), socket_folder(home):
+        pass

@@ -5,10 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +35,7 @@ _RECOVERY_SECONDS = 120.0
 def up(host: str | None, port: int | None) -> None:
     """Run the UI, the daemon and the watcher until Ctrl-C."""
     from mirror_realm_assets import address, installation
-    from mirror_realm_assets.ports import require_port, wait_ready
+    from mirror_realm_assets.ports import require_port, socket_folder, wait_ready
     from mirror_realm_assets.supervise import children_of, supervise
 
     settings = Settings.read()
@@ -54,12 +52,12 @@ def up(host: str | None, port: int | None) -> None:
         if wait_ready(f"{url}/server_info", _READY_SECONDS):
             say(f"[bold]The UI is at {url}[/bold] - assets: {url}/asset-groups - runs: {url}/runs. Ctrl-C ends it.")
 
-    with opened() as (_settings, services), tempfile.TemporaryDirectory(prefix="mirror-realm-up-") as folder:
+    with opened() as (_settings, services), socket_folder(settings.home) as sockets:
         _require_weights(settings, services)
         threading.Thread(target=announce, daemon=True).start()
         teller = _Changes(settings, services)
         code = supervise(
-            children_of(settings, host, port, Path(folder)),
+            children_of(settings, host, port, sockets),
             home=settings.home,
             before=before,
             every=[(_TELL_SECONDS, teller.tell)],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -69,28 +68,27 @@ def _put_points_around(name: str, before: str, after: str) -> None:
 
 def run_up() -> None:
     from mirror_realm_assets.cli.serve import _recover
+    from mirror_realm_assets.ports import socket_folder
     from mirror_realm_assets.supervise import Child, Timing, code_server_of, supervise
 
     settings = Settings.read()
     me = (sys.executable, str(Path(__file__)))
     env = {**os.environ, "DAGSTER_HOME": str(settings.dagster_home)}
-    folder = Path(tempfile.mkdtemp(prefix="mirror-realm-up-"))  # the paths of tests are too long for a socket
-    code_server, workspace = code_server_of("cheap_programs", env, folder)
-    children = (
-        code_server,
-        Child("daemon", (*me, "daemon", "run", "-w", str(workspace)), env),
-        Child("watch", (*me, "cli", "watch"), env),
-    )
-    timing = Timing(tick=0.1, leave=4.0, interrupt=3.0, predecessor=10.0, backoff=(0.1,))
-    sys.exit(
-        supervise(
+    with socket_folder(settings.home) as sockets:
+        code_server, workspace = code_server_of("cheap_programs", env, settings.home, sockets)
+        children = (
+            code_server,
+            Child("daemon", (*me, "daemon", "run", "-w", str(workspace)), env),
+            Child("watch", (*me, "cli", "watch"), env),
+        )
+        code = supervise(
             children,
             home=settings.home,
             before=_recover,
             on_event=lambda event: print(f"{event.name}: {event.message}", flush=True),
-            timing=timing,
+            timing=Timing(tick=0.1, leave=4.0, interrupt=3.0, predecessor=10.0, backoff=(0.1,)),
         )
-    )
+    sys.exit(code)
 
 
 if __name__ == "__main__":
