@@ -1,7 +1,7 @@
 """One engine in a process of its own, told when to enhance the picture: what `enhance` compares.
 
 In one process an engine would work with what the other's start set: how malloc keeps memory, how long threads spin. The
-package `RealESRGANer` finds here what its script finds in a shell, ours what `mirror-realm enhance` starts itself with.
+package `RealESRGANer` finds here what its script finds in a shell, ours what `mirror-realm` starts its programs with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mirror_realm_assets.enhance.reference import ReferenceUpscaler
 from mirror_realm_assets.enhance.upscale import Upscaler
-from mirror_realm_assets.weights.hardware import ALONE_ENVIRONMENT, START_ENVIRONMENT, Precision
+from mirror_realm_assets.weights.hardware import START_ENVIRONMENT, Precision
 from mirror_realm_assets.weights.registry import MODELS
 
 MODEL = MODELS["realesrgan-x4plus"]
@@ -49,7 +49,7 @@ class Engine:
         self._made = Path(self._folder.name) / "made.npy"
         environment = {name: value for name, value in os.environ.items() if name not in START_ENVIRONMENT}
         if kind != STOCK:
-            environment |= ALONE_ENVIRONMENT
+            environment |= START_ENVIRONMENT
         command = [sys.executable, "-m", __name__, kind, str(models), str(self._made)]
         self._process = subprocess.Popen(  # noqa: S603 - this module
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

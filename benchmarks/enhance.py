@@ -54,7 +54,7 @@ _HUGE_TILE = 256
 
 def main() -> None:
     """Measure and write `results/enhance.json`."""
-    if start_environment(alone=True):  # as `mirror-realm enhance` does
+    if start_environment():  # as `mirror-realm enhance` does
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, no shell
     settings = Settings.read()
     for model in (MODEL, SMALL):

@@ -81,9 +81,8 @@ def main() -> None:
     # glibc and OpenMP have read the environment by now, so a command that runs networks itself starts once more: 0.2 s
     # for a third of the time.
     again = os.environ.pop(_STARTED_AGAIN, None) is not None  # then what is missing all the same is kept from us
-    command = sys.argv[1:2]
-    missing = start_environment(alone=command == ["enhance"])
-    if missing and not again and sys.platform == "linux" and not _RUN_NETWORKS.isdisjoint(command):
+    missing = start_environment() and sys.platform == "linux" and not _RUN_NETWORKS.isdisjoint(sys.argv[1:2])
+    if missing and not again:
         os.environ[_STARTED_AGAIN] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, no shell
     cli()

@@ -232,35 +232,26 @@ def _mallopt(values: Mapping[int, int]) -> None:
             libc.mallopt(parameter, value)
 
 
-ALONE_ENVIRONMENT: Mapping[str, str] = {
+START_ENVIRONMENT: Mapping[str, str] = {
+    # OpenMP's threads spin for about 1 ms by default: beside one busy process on 2 cores, x4plus took 16 to 20 s so and 9
+    # to 12 s with this. Alone it costs up to a tenth.
+    "GOMP_SPINCOUNT": "3000",
     "MALLOC_ARENA_MAX": "1",  # see `KeptMemory`
     # Large pages where the kernel gives them to who asks: a network's maps are fresh memory in every pass, and clearing
     # it page by page took a third of the time (x4plus in bf16, 512x512 on two cores: 20.8 s so, 13.6 s with this).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""What the C library is to find in the environment when a program starts that runs networks and nothing beside them."""
-
-START_ENVIRONMENT: Mapping[str, str] = {
-    # OpenMP's threads spin for about 1 ms by default: with a busy daemon beside it on 2 cores, an enhancement took 14 s
-    # so and 7 s with this. Alone it costs 5 to 10 %.
-    "GOMP_SPINCOUNT": "3000",
-    **ALONE_ENVIRONMENT,
-}
-"""The same for one that has other programs of ours beside it, and OpenMP's part of it."""
+"""What the C library and OpenMP are to find in the environment when a program starts that runs networks."""
 
 
-def start_environment(*, alone: bool = False) -> bool:
+def start_environment() -> bool:
     """Set `START_ENVIRONMENT` for programs started from here, and for torch when it is loaded here.
 
     What a person has set stays.
 
-    Args:
-        alone: set `ALONE_ENVIRONMENT` instead.
-
     Returns:
         Whether anything was missing, so that this process itself started without it.
     """
-    wanted = ALONE_ENVIRONMENT if alone else START_ENVIRONMENT
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    missing = {name: value for name, value in START_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(missing)
     return bool(missing)
