@@ -233,8 +233,8 @@ def _mallopt(values: Mapping[int, int]) -> None:
 
 
 START_ENVIRONMENT: Mapping[str, str] = {
-    # OpenMP's threads spin for about 1 ms by default: beside one busy process on 2 cores, x4plus took 16 to 20 s so and 9
-    # to 12 s with this. Alone it costs up to a tenth.
+    # OpenMP's threads spin for about 1 ms by default: beside one busy process on 2 cores, x4plus took 16 to 20 s so and
+    # 9 to 14 s with this. Alone it costs up to a tenth.
     "GOMP_SPINCOUNT": "3000",
     "MALLOC_ARENA_MAX": "1",  # see `KeptMemory`
     # Large pages where the kernel gives them to who asks: a network's maps are fresh memory in every pass, and clearing
