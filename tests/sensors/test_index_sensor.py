@@ -204,7 +204,7 @@ def test_while_much_is_to_come_an_index_is_published_now_and_then(
     formed = shelf.lab.form(shelf.stages)  # two files, four items: not done yet
     found = shelf.tick()
     assert isinstance(found, dg.SkipReason) and "still to come" in (found.skip_message or "")
-    with shelf.lab.catalog.write() as conn:  # a minute later
+    with shelf.lab.catalog.write() as conn:  # three minutes later
         conn.execute(t.index_manifests.update().values(published_at=now(conn) - timedelta(seconds=181)))
     assert len(shelf.requests()) == 1
     with shelf.lab.catalog.write() as conn:
