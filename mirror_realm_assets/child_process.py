@@ -15,9 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror_realm_assets.installation import write_atomically
 from mirror_realm_assets.liveness import ProcessIdentity, identity
 
 _GUARDIAN = Path(__file__).with_name("supervised.py")
@@ -33,12 +34,14 @@ class Child:
         argv: its command, with an absolute path.
         env: its environment.
         ready: a file that it makes when others can use it, and is of no use without; None when it has none.
+        files: what is written before each of its starts, by path: only then is it sure that the home is ours.
     """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     ready: Path | None = None
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 class ChildProcess:
@@ -73,6 +76,8 @@ class ChildProcess:
         self._was_ready = False
         if self.child.ready is not None:
             self.child.ready.unlink(missing_ok=True)  # a predecessor that was killed has left it
+        for path, content in self.child.files.items():
+            write_atomically(path, content)
         self.rotate_log()
         with self.log.open("ab") as output:
             # -I -S: neither the user's PYTHON* variables nor site packages are wanted in the guardian.
@@ -115,15 +120,16 @@ class ChildProcess:
         """Whether it has ever been started."""
         return self.started_at > 0.0
 
-    @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether others can use it."""
-        return self.child.ready is None or (self._process is not None and self.child.ready.exists())
+        if self.child.ready is None:
+            return True
+        self._was_ready = self._process is not None and self.child.ready.exists()
+        return self._was_ready
 
     def lost_its_file(self) -> bool:
-        """Whether it was ready and is not any more, though it lives; true once."""
-        was, self._was_ready = self._was_ready, self._process is not None and self.ready
-        return was and self._process is not None and not self._was_ready
+        """Whether it was ready at the last look and is not any more, though it lives."""
+        return self._was_ready and self._process is not None and not self.is_ready()
 
     def terminate(self) -> None:
         """Asks the child alone to end: it knows what to ask of those it has started."""

@@ -1,6 +1,7 @@
 """The address a server of ours listens on: whether it is free, and whether the server answers there.
 
-What belongs here: questions about an address of this machine. What does not: requests to other machines.
+What belongs here: questions about an address of this machine, and where sockets can be. What does not: requests to
+other machines.
 """
 
 from __future__ import annotations

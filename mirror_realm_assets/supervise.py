@@ -196,7 +196,7 @@ class _Supervisor:
             due = not slot.running and time.monotonic() >= slot.due and self._stop.asked_at is None
             if due and (all_ready or slot.started_before or not must_wait):
                 self._start(slot)
-            all_ready = all_ready and slot.ready
+            all_ready = slot.is_ready() and all_ready
 
     def _start(self, slot: ChildProcess) -> None:
         try:
@@ -328,7 +328,7 @@ def children_of(settings: Settings, host: str, port: int, sockets: Path) -> tupl
 
 
 def code_server_of(module: str, env: Mapping[str, str], home: Path, sockets: Path) -> tuple[Child, Path]:
-    """The code server of webserver and daemon, and the workspace file by which they find it.
+    """The code server of webserver and daemon, and the workspace file by which they find it, written when it starts.
 
     Given the module's name instead, each starts a code server of its own, and the daemon a new one every 60 s: five
     processor seconds a minute, whether there is work or not.
@@ -342,12 +342,12 @@ def code_server_of(module: str, env: Mapping[str, str], home: Path, sockets: Pat
     socket, workspace = sockets / "code", home / "up.workspace.yaml"
     # Under its module's name, by which sensors' states, runs and bookmarks know it.
     server = {"socket": str(socket), "location_name": module}
-    write_atomically(workspace, json.dumps({"load_from": [{"grpc_server": server}]}).encode())  # JSON is YAML
+    content = json.dumps({"load_from": [{"grpc_server": server}]}).encode()  # JSON is YAML
     # As a module, and not as the script: what runs a run would import all of a script's imports. Not lazily: a server
     # whose definitions cannot be loaded just now ends, is started again, and says so here.
     program = ("-m", "dagster", "api", "grpc", "--socket", str(socket), "--location-name", module)
     how = ("-m", module, "-d", os.getcwd(), "--inject-env-vars-from-instance")  # noqa: PTH109 - as dagster has it
-    return Child("code-server", (sys.executable, *program, *how), env, ready=socket), workspace
+    return Child("code-server", (sys.executable, *program, *how), env, socket, {workspace: content}), workspace
 
 
 def _script(name: str) -> str:
