@@ -84,6 +84,10 @@ class NativeEvents:
             self._counted_at = time.monotonic()
             self._count(sum(count for source_id, count in folders.items() if source_id in self._watches))
 
+    def covers(self, source_id: int) -> bool:
+        """Whether new files of a source are told of, in all its folders and as far as is known."""
+        return source_id in self._watches and not self._few and not self._lost.is_set()
+
     def _count(self, folders: int) -> None:
         """A folder that is new while the system's limit is reached is left out without a word: so we count."""
         watched = _watched_folders()

@@ -22,8 +22,9 @@ from mirror_realm_assets.settings import Settings
 
 Say = Callable[[str], None]
 
-# A poll of a big tree must not keep a disk busy: it pauses ten times as long as it took.
-_POLL_SHARE = 10
+# A poll of a big tree must not keep a disk and a core busy: it pauses ten times as long as it took, and thirty times
+# where native events tell what is new and the poll found nothing that another look has to settle.
+_POLL_SHARE, _TOLD_POLL_SHARE = 10, 30
 _DEBOUNCE_SECONDS, _LONGEST_DEBOUNCE_SECONDS, _MOST_WAITING = 0.1, 1.0, 1000
 
 
@@ -62,7 +63,10 @@ def watch(
                     watches[source.id] = FolderWatch(catalog, settings, source)
                     native.add(source)
                 if time.monotonic() >= due.get(source.id, 0):
-                    due[source.id] = time.monotonic() + _scan_once(watches[source.id], source, settings, say, troubles)
+                    pause = _scan_once(
+                        watches[source.id], source, settings, say, troubles, told=native.covers(source.id)
+                    )
+                    due[source.id] = time.monotonic() + pause
             native.check({source_id: watched.folders for source_id, watched in watches.items()})
             _take_closed(events, watches, settings.watch_seconds, stop, say)
     finally:
@@ -86,12 +90,26 @@ def _mine(catalog: Catalog, settings: Settings, worker_id: str) -> list[Source]:
     return mine
 
 
-def _scan_once(watched: FolderWatch, source: Source, settings: Settings, say: Say, troubles: dict[int, str]) -> float:
-    """One scan; returns the seconds until the next. Trouble is said once, until it is another or over."""
+def _scan_once(
+    watched: FolderWatch, source: Source, settings: Settings, say: Say, troubles: dict[int, str], *, told: bool
+) -> float:
+    """One scan; returns the seconds until the next. Trouble is said once, until it is another or over.
+
+    Args:
+        watched: the source's.
+        source: what is scanned.
+        settings: of this process.
+        say: told what was found.
+        troubles: the last of each source.
+        told: native events tell of new files, so polls may be fewer.
+    """
     began = time.monotonic()
+    share = _POLL_SHARE
     try:
         found = watched.scan()
         trouble, pause = found.trouble, settings.watch_seconds
+        if told and not trouble and found.changes == NOTHING and not found.restless:
+            share = _TOLD_POLL_SHARE
         if found.changes != NOTHING:
             say(f"{source.name}: {found.changes}")
     except MirrorRealmError as error:
@@ -99,7 +117,7 @@ def _scan_once(watched: FolderWatch, source: Source, settings: Settings, say: Sa
     if trouble != troubles.get(source.id, ""):
         say(f"{source.name}: {trouble or 'the trouble is over'}")
     troubles[source.id] = trouble
-    return max(pause, _POLL_SHARE * (time.monotonic() - began))
+    return max(pause, share * (time.monotonic() - began))
 
 
 def _take_closed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import queue
 import shutil
@@ -26,6 +27,7 @@ from mirror_realm_assets.ingest import folder_watch as module
 from mirror_realm_assets.ingest import native as native_module
 from mirror_realm_assets.ingest.folder_watch import FolderWatch
 from mirror_realm_assets.ingest.native import NativeEvents
+from mirror_realm_assets.ingest.one_scan import Scanned
 from mirror_realm_assets.ingest.watch import watch
 from mirror_realm_assets.settings import Settings
 
@@ -520,6 +522,34 @@ def test_case_a7_where_a_new_folder_cannot_be_watched_polling_finds_everything_a
     wait_for(lambda: any("only 1 of 4 folders send native events" in words for words in loop.said))
     quick.put("new1/later.png")
     wait_for(lambda: len(quick.journal()) == 5)
+
+
+@pytest.mark.parametrize(("policy", "times_as_long"), [("auto", 30), ("poll", 10)])
+def test_a_poll_that_took_long_is_followed_by_a_longer_pause_where_native_events_tell_what_is_new(
+    watched: Watched,
+    loops: list[Loop],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    times_as_long: int,
+) -> None:
+    with watched.catalog.write() as conn:
+        sources.set_policy(conn, "demo", {"watch": policy})
+    real, polls, took = FolderWatch.scan, list[tuple[float, float]](), 0.05
+
+    def slow(self: FolderWatch) -> Scanned:
+        began = time.monotonic()
+        found = real(self)
+        time.sleep(took)
+        polls.append((began, time.monotonic()))
+        return found
+
+    monkeypatch.setattr(FolderWatch, "scan", slow)
+    loops.append(Loop(watched, "w1"))
+    wait_for(lambda: len(polls) >= 4)
+    for (began, ended), (after, _) in itertools.pairwise(polls):
+        assert after - ended >= 0.9 * times_as_long * took
+        if policy == "poll":
+            assert after - ended < 30 * (ended - began)
 
 
 def test_lost_events_are_said_and_what_they_were_about_is_found(watched: Watched) -> None:
