@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from mirror_realm_assets import cluster
 from mirror_realm_assets.assets.data_sources import data_sources_asset
 from mirror_realm_assets.assets.factory import StageList, stage_asset
 from mirror_realm_assets.assets.faiss_index import faiss_index_asset
@@ -49,21 +50,25 @@ def build_defs(
         resource_overrides: replace resources by name, for tests.
         stages: the pipeline, for a process's settings.
     """
-    pipeline = stages(Settings.read())
-    search = lane_job("media_batch_job", pipeline, "search", _SEARCH)
-    enhance = lane_job("enhance_job", pipeline, "enhance", _ENHANCE)
-    archive = lane_job("archive_job", pipeline, "archive", _ARCHIVE)
-    index = index_job()
+    settings = Settings.read()
+    pipeline = stages(settings)
+    search = lane_job("media_batch_job", pipeline, "search", _SEARCH, settings)
+    enhance = lane_job("enhance_job", pipeline, "enhance", _ENHANCE, settings)
+    archive = lane_job("archive_job", pipeline, "archive", _ARCHIVE, settings)
+    index = index_job(settings)
+    gates = [*[no_systemic_failure(stage) for stage in pipeline], embeddings_are_vectors(stages)]
     return dg.Definitions(
         assets=[
-            data_sources_asset(stages),
-            *[stage_asset(stage, stages) for stage in pipeline],
-            faiss_index_asset(stages),
+            data_sources_asset(stages, settings),
+            *[
+                stage_asset(stage, stages, settings, gates=[gate for gate in gates if gate.asset == stage.name])
+                for stage in pipeline
+            ],
+            faiss_index_asset(stages, settings),
         ],
         asset_checks=[
-            *[no_systemic_failure(stage) for stage in pipeline],
-            embeddings_are_vectors(stages),
-            index_equals_ledger(stages),
+            *([] if settings.on_cluster else [gate.definition for gate in gates]),
+            index_equals_ledger(stages).definition,
         ],
         jobs=[search, enhance, archive, index, maintenance_job],
         schedules=[maintenance_schedule],
@@ -76,8 +81,7 @@ def build_defs(
             prune_sensor,
         ],
         resources={"library": LibraryResource(), **(resource_overrides or {})},
-        # Steps of a run share one process: torch is imported once, and models stay loaded from step to step.
-        executor=dg.in_process_executor,
+        executor=cluster.executor(settings),
     )
 
 

@@ -86,6 +86,9 @@ def install(settings: Settings, *, mounts: Iterable[Mount] | None = None) -> Ins
         raise SetupError("invalid_argument", f"MIRROR_REALM_ENV is production, but {missing[0]}")
     table = tuple(read_mounts() if mounts is None else mounts)
     _refuse_sqlite_on_network(settings, table)
+    if settings.on_cluster:  # the pod's own home; Dagster's configuration and the weights are mounted, or in the image
+        _make_usable(settings.home)
+        return Installation(settings.home, settings.dagster_home, None, settings.models_dir, "kept")
     store = settings.store_folder
     for folder in (settings.home, settings.dagster_home, settings.models_dir, *([store] if store else [])):
         _make_usable(folder)
@@ -138,9 +141,14 @@ def _driver(url: str) -> str:
 def require(settings: Settings) -> None:
     """Makes sure that `install` has been run for these settings.
 
+    On a cluster it is the migration's Job that runs it; the home of a pod is its own, new, and filled here.
+
     Raises:
-        SetupError: `not_initialised`, naming what is missing.
+        SetupError: `not_initialised`, naming what is missing; `home_unusable`.
     """
+    if settings.on_cluster:
+        _make_usable(settings.home)
+        return
     for path in (settings.home, settings.models_dir, settings.dagster_home / "dagster.yaml"):
         if not path.exists():
             raise SetupError("not_initialised", f"{path} does not exist.")

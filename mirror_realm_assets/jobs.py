@@ -12,27 +12,31 @@ from typing import Any
 
 import dagster as dg
 
+from mirror_realm_assets import cluster
 from mirror_realm_assets.catalog.batches import PRIORITY
 from mirror_realm_assets.catalog.forming import KEY
 from mirror_realm_assets.partitions import data_source, media_batch
+from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.stage import Lane, Stage
 
 AssetJob = Any  # what `dg.define_asset_job` returns has no public name
 
 
-def lane_job(name: str, stages: Sequence[Stage], lane: Lane, description: str) -> AssetJob:
+def lane_job(name: str, stages: Sequence[Stage], lane: Lane, description: str, settings: Settings) -> AssetJob:
     """The job that runs a lane's assets of one batch."""
+    copies = lane == "archive"  # it moves bytes and computes nothing
     keys = [stage.name for stage in stages if stage.lane == lane]
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*keys),
         description=description,
         config=_tagged(media_batch, lambda key: found["source"] if (found := KEY.fullmatch(key)) else None),
-        tags=_by_hand(lane),
+        tags=_by_hand(lane) | (cluster.one_pod_tags(settings) if copies else {}),
+        **(cluster.one_pod(settings) if copies else {}),
     )
 
 
-def index_job() -> AssetJob:
+def index_job(settings: Settings) -> AssetJob:
     """The job that brings a source's index and counts up to date."""
     return dg.define_asset_job(
         "index_job",
@@ -40,7 +44,8 @@ def index_job() -> AssetJob:
         description="Publishes a source's new embeddings in its search index, and records its counts. One partition is "
         "one source. With nothing new it leaves the published index alone.",
         config=_tagged(data_source, lambda key: key),
-        tags=_by_hand("index"),
+        tags=_by_hand("index") | cluster.one_pod_tags(settings),
+        **cluster.one_pod(settings),
     )
 
 

@@ -26,7 +26,9 @@ def check_policy(settings: Settings, policy: SourcePolicy) -> None:
 
 def standard_stages(settings: Settings) -> tuple[Stage, ...]:
     """All stages of a process with these settings, in dependency order."""
-    enhanced = enhanced_images_stage(settings.precision, settings.models_dir)
+    enhanced = enhanced_images_stage(
+        settings.precision, settings.models_dir, "cuda" if settings.on_cluster and settings.gpus else "cpu"
+    )
     return (
         raw_media_stage(settings),
         embeddings_stage(proxy_version(settings), settings.precision, settings.models_dir),

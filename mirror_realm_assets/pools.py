@@ -13,14 +13,21 @@ from collections.abc import Iterable
 import dagster as dg
 
 from mirror_realm_assets import op_tags
+from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.stage import Stage
 
 __all__ = ["make_known"]
 
 
-def make_known(instance: dg.DagsterInstance, stages: Iterable[Stage]) -> None:
-    """Give each pool of these stages, and that of the index, the default limit; one that is known keeps its own."""
+def make_known(instance: dg.DagsterInstance, stages: Iterable[Stage], settings: Settings) -> None:
+    """Give each pool of these stages, and that of the index, the default limit; one that is known keeps its own.
+
+    On a cluster the pool of steps that want a GPU is as large as `MIRROR_REALM_GPUS` says, each time.
+    """
     storage = instance.event_log_storage
-    wanted = {stage.pool for stage in stages if stage.pool} | {op_tags.POOL_INDEX}
+    pools = {op_tags.pool_of(stage, settings) for stage in stages} | {op_tags.POOL_INDEX}
+    wanted = {pool for pool in pools if pool}
+    if op_tags.POOL_GPU in wanted:
+        storage.set_concurrency_slots(op_tags.POOL_GPU, settings.gpus)
     for pool in sorted(wanted - set(storage.get_concurrency_keys())):
         storage.initialize_concurrency_limit_to_default(pool)

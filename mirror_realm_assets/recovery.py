@@ -50,7 +50,12 @@ class Recovered:
 
 
 def reconcile(
-    instance: dg.DagsterInstance, catalog: Catalog, lock: Path | None = None, *, forgive: bool = False
+    instance: dg.DagsterInstance,
+    catalog: Catalog,
+    lock: Path | None = None,
+    *,
+    runs: bool = True,
+    forgive: bool = False,
 ) -> Recovered:
     """End the runs of this host whose process is provably gone; safe to repeat and to run beside others.
 
@@ -59,9 +64,10 @@ def reconcile(
         catalog: the ledger with the workers.
         lock: the lock of the home. A run that was being launched before its present holder began was launched by
             processes that ended with the holder before; without it such a run is left to Dagster's start time-out.
+        runs: False where Dagster's own monitoring sees to runs: on a cluster, where a step's process is not its run's.
         forgive: nothing of ours was left alive, so no picture is suspected; see `workers.bury_the_dead`.
     """
-    records = instance.get_run_records(dg.RunsFilter(statuses=_UNDER_WAY))
+    records = instance.get_run_records(dg.RunsFilter(statuses=_UNDER_WAY)) if runs else []
     found = Recovered()
     if records:
         run_ids = [record.dagster_run.run_id for record in records]

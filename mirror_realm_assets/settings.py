@@ -45,9 +45,31 @@ class Settings(BaseSettings):
         default="local",
         description="`production` wants PostgreSQL for catalog and Dagster, and a bucket for the store.",
     )
+    launcher: Literal["auto", "process", "kubernetes"] = Field(
+        default="auto",
+        description="Where runs and steps run: processes of this machine, or Jobs of a Kubernetes cluster. `auto` is "
+        "`kubernetes` for a production inside a pod, else `process`.",
+    )
+    kubernetes_service_host: str | None = Field(
+        default=None, validation_alias="KUBERNETES_SERVICE_HOST", description="Kubernetes sets it in every pod."
+    )
+    step_service_account: str | None = Field(
+        default=None, description="Of pods of steps, which need no right; without it that of the run's pod."
+    )
+    gpu_image: str | None = Field(
+        default=None, description="Image of steps on a GPU, where it is another than that of the other pods."
+    )
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        description="GPUs of the cluster: so many steps that want one are started at once. With 0 they run on CPUs.",
+    )
     # In a database of its own: both keep a table that says how far their schema is.
     dagster_url: str | None = Field(default=None, description="Dagster's PostgreSQL database, for `production`.")
     configured_catalog_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_CATALOG_URL")
+    configured_models_dir: Path | None = Field(
+        default=None, validation_alias="MIRROR_REALM_MODELS_DIR", description="Weights; in the home unless told."
+    )
     configured_store_url: str | None = Field(default=None, validation_alias="MIRROR_REALM_STORE_URL")
     # A store in a bucket. Credentials come from where every client of S3 looks for them, never from here.
     s3_endpoint_url: str | None = Field(default=None, description="Of a service other than Amazon's own.")
@@ -200,4 +222,11 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         """Converted and verified weights, one safetensors file a model."""
-        return self.home / "models"
+        return (self.configured_models_dir or self.home / "models").expanduser().absolute()
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether runs and steps are Jobs of a Kubernetes cluster."""
+        if self.launcher == "auto":
+            return self.env == "production" and self.kubernetes_service_host is not None
+        return self.launcher == "kubernetes"

@@ -10,9 +10,10 @@ from mirror_realm_assets.catalog import sources, status
 from mirror_realm_assets.catalog.status import STATUSES, SourceStatus
 from mirror_realm_assets.partitions import data_source
 from mirror_realm_assets.resources.library import LibraryResource
+from mirror_realm_assets.settings import Settings
 
 
-def data_sources_asset(stages: StageList) -> dg.AssetsDefinition:
+def data_sources_asset(stages: StageList, settings: Settings) -> dg.AssetsDefinition:
     """The asset, counting the features of a pipeline."""
 
     @dg.asset(
@@ -24,7 +25,7 @@ def data_sources_asset(stages: StageList) -> dg.AssetsDefinition:
         tags=descriptions.tags("index", "source"),
         metadata=descriptions.metadata("index"),
         code_version="1",
-        op_tags=op_tags.CPU,
+        op_tags=op_tags.for_index(settings),
     )
     def data_sources(context: dg.AssetExecutionContext, library: LibraryResource) -> dg.MaterializeResult[None]:
         rules = [stage.rule for stage in stages(library.settings)]

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
-from mirror_realm_assets import op_tags
+from mirror_realm_assets import cluster, op_tags
 from mirror_realm_assets.assets import descriptions
+from mirror_realm_assets.assets.gate import Gate
 from mirror_realm_assets.assets.shown import metadata_of
-from mirror_realm_assets.catalog import gates
+from mirror_realm_assets.catalog import gates as ledger
 from mirror_realm_assets.catalog.wants import Recipe
+from mirror_realm_assets.errors import SetupError, SystemicFailure
 from mirror_realm_assets.partitions import media_batch
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.settings import Settings
@@ -30,17 +32,27 @@ StageList = Callable[[Settings], Sequence[Stage]]
 
 
 def stage_asset(
-    stage: Stage, stages: StageList, *, key_prefix: Sequence[str] = (), code_version: str = "1"
+    stage: Stage,
+    stages: StageList,
+    settings: Settings,
+    *,
+    key_prefix: Sequence[str] = (),
+    gates: Sequence[Gate] = (),
+    code_version: str = "1",
 ) -> dg.AssetsDefinition:
     """The partitioned asset that runs `stage` over a batch.
 
     Args:
         stage: what it runs.
         stages: all stages of its pipeline, for a process's settings, in dependency order.
+        settings: of the process that builds the definitions; they say where steps run.
         key_prefix: of the asset and of those it depends on.
+        gates: the asset's checks; on a cluster they are done in its own step, elsewhere in steps of their own.
         code_version: shown in the UI; the ledger compares recipes, not this.
     """
     prefix = list(key_prefix)
+    retry_policy = cluster.retry_policy(settings, stage.lane)
+    own_gates = gates if settings.on_cluster else ()
 
     @dg.asset(
         name=stage.name,
@@ -55,8 +67,10 @@ def stage_asset(
         tags=descriptions.tags(stage.lane, "batch"),
         metadata=descriptions.metadata(stage.lane, stage.feature),
         code_version=code_version,
-        op_tags=op_tags.for_resource(stage.resource),
-        pool=stage.pool,
+        op_tags=op_tags.for_stage(stage, settings),
+        pool=op_tags.pool_of(stage, settings),
+        retry_policy=retry_policy,
+        check_specs=[gate.spec for gate in own_gates],
     )
     def _asset(context: dg.AssetExecutionContext, library: LibraryResource) -> dg.MaterializeResult[None]:
         settings = library.settings
@@ -72,15 +86,23 @@ def stage_asset(
                 slice_seconds=settings.slice_seconds if mine.lane != "search" else None,
                 on_progress=_Progress(context.log.info),
             )
+        except (SetupError, SystemicFailure) as error:
+            if retry_policy is None:
+                raise
+            raise dg.Failure(str(error), allow_retries=False) from error  # the same again would fail the same way
         finally:
             library.services.let_go(MODEL)  # the next step of this process has its own
         with library.services.catalog.read() as conn:
-            outcomes = gates.outcomes(conn, context.partition_key, stage.feature)
-            recipe = mine.recipe(gates.policy_of(conn, context.partition_key))
+            outcomes = ledger.outcomes(conn, context.partition_key, stage.feature)
+            recipe = mine.recipe(ledger.policy_of(conn, context.partition_key))
         shown = metadata_of(report, outcomes)
         say = context.log.warning if report.skipped else context.log.info
         say(str(shown["summary"].value))
-        return dg.MaterializeResult(metadata=shown, data_version=_version(outcomes, recipe))
+        return dg.MaterializeResult(
+            metadata=shown,
+            data_version=_version(outcomes, recipe),
+            check_results=[gate.result(library, context.partition_key) for gate in own_gates],
+        )
 
     return _asset
 

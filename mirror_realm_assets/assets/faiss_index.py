@@ -14,6 +14,7 @@ from mirror_realm_assets.partitions import data_source
 from mirror_realm_assets.resources.library import LibraryResource
 from mirror_realm_assets.search.build import IndexReport
 from mirror_realm_assets.search.update import update_index
+from mirror_realm_assets.settings import Settings
 
 _MAX_SEGMENTS = 20
 
@@ -28,7 +29,7 @@ class IndexConfig(dg.Config):
     )
 
 
-def faiss_index_asset(stages: StageList) -> dg.AssetsDefinition:
+def faiss_index_asset(stages: StageList, settings: Settings) -> dg.AssetsDefinition:
     """The asset, over the embeddings of a pipeline."""
 
     @dg.asset(
@@ -42,7 +43,7 @@ def faiss_index_asset(stages: StageList) -> dg.AssetsDefinition:
         tags=descriptions.tags("index", "source"),
         metadata=descriptions.metadata("index"),
         code_version="1",
-        op_tags=op_tags.CPU,
+        op_tags=op_tags.for_index(settings),
         pool=op_tags.POOL_INDEX,
     )
     def faiss_index(

@@ -7,6 +7,7 @@ in words what it found, green or not; what it cannot read is no error of the che
 import dagster as dg
 
 from mirror_realm_assets.assets.factory import StageList
+from mirror_realm_assets.assets.gate import Gate
 from mirror_realm_assets.assets.reasons import words_of
 from mirror_realm_assets.catalog import gates, sources
 from mirror_realm_assets.catalog.gates import Failures
@@ -19,20 +20,12 @@ from mirror_realm_assets.understand.verification import bad_vectors
 _SYSTEMIC_MIN = 20
 
 
-def no_systemic_failure(stage: Stage) -> dg.AssetChecksDefinition:
+def no_systemic_failure(stage: Stage) -> Gate:
     """Fails when more than half of at least 20 files of a batch failed with one code."""
 
-    @dg.asset_check(
-        asset=stage.name,
-        name="no_systemic_failure",
-        blocking=True,
-        description="At most half of a batch (of at least 20 files) failed with one and the same code: more would be "
-        "the machine's fault and not the files'. Files that were refused, or moved, deleted or written meanwhile, are "
-        "no failures.",
-    )
-    def _check(context: dg.AssetCheckExecutionContext, library: LibraryResource) -> dg.AssetCheckResult:
+    def look(library: LibraryResource, key: str) -> dg.AssetCheckResult:
         with library.services.catalog.read() as conn:
-            found = gates.failures(conn, context.partition_key, stage.feature)
+            found = gates.failures(conn, key, stage.feature)
         # Half of a folder may well be moved or deleted before it is read.
         codes = {code: count for code, count in found.codes.items() if code not in NOT_SYSTEMIC}
         items = found.items - sum(found.codes.values()) + sum(codes.values())
@@ -45,7 +38,14 @@ def no_systemic_failure(stage: Stage) -> dg.AssetChecksDefinition:
             metadata={"items": found.items, "failed": sum(found.codes.values()), "worst_code": code or "none"},
         )
 
-    return _check
+    return Gate(
+        stage.name,
+        "no_systemic_failure",
+        "At most half of a batch (of at least 20 files) failed with one and the same code: more would be "
+        "the machine's fault and not the files'. Files that were refused, or moved, deleted or written meanwhile, are "
+        "no failures.",
+        look,
+    )
 
 
 def _about_failures(found: Failures, code: str, count: int, *, systemic: bool) -> str:
@@ -58,19 +58,13 @@ def _about_failures(found: Failures, code: str, count: int, *, systemic: bool) -
     return told
 
 
-def embeddings_are_vectors(stages: StageList) -> dg.AssetChecksDefinition:
+def embeddings_are_vectors(stages: StageList) -> Gate:
     """Fails when a recorded embedding of the batch cannot be read, is not finite or not of length 1."""
 
-    @dg.asset_check(
-        asset="embeddings",
-        name="embeddings_are_vectors",
-        blocking=True,
-        description="Every embedding of the batch can be read back from its shard, is finite and has length 1.",
-    )
-    def _check(context: dg.AssetCheckExecutionContext, library: LibraryResource) -> dg.AssetCheckResult:
+    def look(library: LibraryResource, key: str) -> dg.AssetCheckResult:
         services = library.services
         with services.catalog.read() as conn:
-            outputs = gates.outputs_of_batch(conn, context.partition_key, "embeddings")
+            outputs = gates.outputs_of_batch(conn, key, "embeddings")
         try:
             bad = bad_vectors(services.store, outputs)
         except Failed as error:
@@ -80,22 +74,21 @@ def embeddings_are_vectors(stages: StageList) -> dg.AssetChecksDefinition:
             told = f"{bad} of {len(outputs)} vectors are not finite or have not length 1: the model made no direction."
         return dg.AssetCheckResult(passed=bad == 0, description=told, metadata={"vectors": len(outputs), "bad": bad})
 
-    return _check
+    return Gate(
+        "embeddings",
+        "embeddings_are_vectors",
+        "Every embedding of the batch can be read back from its shard, is finite and has length 1.",
+        look,
+    )
 
 
-def index_equals_ledger(stages: StageList) -> dg.AssetChecksDefinition:
+def index_equals_ledger(stages: StageList) -> Gate:
     """Fails when the published segments cannot be read, or do not hold what the ledger says."""
 
-    @dg.asset_check(
-        asset="faiss_index",
-        name="index_equals_ledger",
-        blocking=True,
-        description="The published segments can be read and hold exactly the vectors that the ledger names.",
-    )
-    def _check(context: dg.AssetCheckExecutionContext, library: LibraryResource) -> dg.AssetCheckResult:
+    def look(library: LibraryResource, key: str) -> dg.AssetCheckResult:
         services = library.services
         with services.catalog.read() as conn:
-            source = sources.get(conn, context.partition_key)
+            source = sources.get(conn, key)
         embeddings = next(stage for stage in stages(library.settings) if stage.feature == "embeddings")
         recipe = embeddings.recipe(source.policy)
         if recipe is None:
@@ -113,7 +106,12 @@ def index_equals_ledger(stages: StageList) -> dg.AssetChecksDefinition:
             metadata={"in_manifest": counted, "in_ledger": members},
         )
 
-    return _check
+    return Gate(
+        "faiss_index",
+        "index_equals_ledger",
+        "The published segments can be read and hold exactly the vectors that the ledger names.",
+        look,
+    )
 
 
 def _unreadable(error: Failed, metadata: dict[str, int]) -> dg.AssetCheckResult:

@@ -181,9 +181,11 @@ def recover() -> None:
     from mirror_realm_assets.recovery import reconcile
 
     with opened() as (settings, services), dagster_instance(settings) as instance:
-        make_known(instance, standard_stages(settings))  # a home of an earlier release knows none before its first run
+        make_known(
+            instance, standard_stages(settings), settings
+        )  # a home of an earlier release knows none before its first run
         try:
-            found = reconcile(instance, services.catalog, forgive=True)
+            found = reconcile(instance, services.catalog, runs=not settings.on_cluster, forgive=True)
         except MirrorRealmError as error:
             raise SystemExit(f"{error}") from error
     if found.runs:

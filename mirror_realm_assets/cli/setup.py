@@ -104,7 +104,7 @@ def create_dagster_instance(settings: Settings) -> None:
     try:
         _make_tables(settings)
         with dagster_instance(settings) as instance:
-            make_known(instance, standard_stages(settings))
+            make_known(instance, standard_stages(settings), settings)
     except Exception as error:  # whatever an edited dagster.yaml may lead to
         raise SetupError(
             "invalid_argument",

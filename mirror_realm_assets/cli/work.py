@@ -128,7 +128,7 @@ def _run_here(settings: Settings, services: Services, name: str) -> list[str]:
     from mirror_realm_assets.recovery import reconcile
 
     with dagster_instance(settings) as instance:
-        reconcile(instance, services.catalog)
+        reconcile(instance, services.catalog, runs=not settings.on_cluster)
         return run_source(settings, services, instance, name, lambda text: say(safe(text))).errors
 
 

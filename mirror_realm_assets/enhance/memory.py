@@ -17,13 +17,12 @@ import math
 from dataclasses import dataclass
 
 from mirror_realm_assets.enhance.tiling import DEFAULT_HALO, SMALLEST_TILE
+from mirror_realm_assets.stages.stage import PROCESS_BYTES
 from mirror_realm_assets.weights.hardware import Device, Precision
 from mirror_realm_assets.weights.registry import Model
 
 _MB, _MIB = 10**6, 1024**2
 _ITEM: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Python with Dagster, torch (for CUDA), spandrel and libvips loaded: 950 MiB, of which 520 are pages of files.
-_PROCESS_BYTES = 1000 * _MIB
 # Others use the machine too, and on a CPU too much means that the kernel ends the process.
 SHARE: dict[Device, float] = {"cpu": 0.4, "cuda": 0.8}
 """The part of what is free that one picture may take."""
@@ -192,7 +191,7 @@ def for_step(
     padded = min(tile + 2 * DEFAULT_HALO, picture.height) * min(tile + 2 * DEFAULT_HALO, picture.width)
     network = of_network(model.architecture, precision, device).of(padded) if device == "cpu" else 0
     around = of_picture(picture, tile=tile, scale=model.scale or 4, outscale=outscale)
-    return _PROCESS_BYTES + of_weights(model, precision) + network + around + _decoder(max_pixels)
+    return PROCESS_BYTES + of_weights(model, precision) + network + around + _decoder(max_pixels)
 
 
 def _decoder(pixels: int) -> int:

@@ -13,8 +13,8 @@ from mirror_realm_assets.catalog.wants import Recipe
 from mirror_realm_assets.enhance.steps import Steps
 from mirror_realm_assets.stages.context import StageContext, Stopped
 from mirror_realm_assets.stages.services import MODEL, Services
-from mirror_realm_assets.stages.stage import Result, Stage
-from mirror_realm_assets.weights.added import find
+from mirror_realm_assets.stages.stage import Memory, Result, Stage
+from mirror_realm_assets.weights.added import every_model, find
 from mirror_realm_assets.weights.denoise import require_denoise
 from mirror_realm_assets.weights.fetch import require
 from mirror_realm_assets.weights.registry import FACE_DETECTOR, spec
@@ -22,7 +22,7 @@ from mirror_realm_assets.weights.registry import FACE_DETECTOR, spec
 if TYPE_CHECKING:
     from mirror_realm_assets.enhance.engines import Engine
     from mirror_realm_assets.enhance.faces import FaceRestorer
-    from mirror_realm_assets.weights.hardware import Device
+    from mirror_realm_assets.weights.hardware import Device, Precision, PrecisionSetting
 
 # 2: what the picture had besides eight bits of colour survives; 3: HEIF beyond 8 bits, EXIF in TIFF, wider halos,
 # softer borders of faces
@@ -36,12 +36,13 @@ machine had much else to do, 6.4 s instead of 8.4.
 """
 
 
-def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
+def enhanced_images_stage(precision: PrecisionSetting, models_dir: Path, device: Device = "cpu") -> Stage:
     """The stage.
 
     Args:
         precision: the precision setting; it changes results a little, so it is part of the recipe.
         models_dir: the models folder, which may come to hold models that no package carries; it is asked each time.
+        device: where it will run, for what it needs of main memory.
     """
 
     def recipe(policy: SourcePolicy) -> Recipe | None:
@@ -77,6 +78,20 @@ def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
             }
         return Recipe("enhanced_images", CODE_VERSION, params, model.weights_sha256, {"original": "1"})
 
+    def memory() -> Memory:
+        from mirror_realm_assets.enhance.memory import for_step
+
+        policy = SourcePolicy()  # of a source that says nothing else; the tile shrinks to what a larger picture leaves
+        fixed: Precision = "fp32" if precision == "auto" else precision  # the larger one
+        usual = max(
+            for_step(
+                model, fixed, max_pixels=policy.enhance_max_pixels, device=device, outscale=policy.enhance_outscale
+            )
+            for model in every_model(models_dir)
+            if model.purpose == "enhance"
+        )
+        return Memory(usual, usual * 5 // 4)  # the estimate is good for a quarter
+
     return Stage(
         name="enhanced_images",
         description="Each picture enlarged by Real-ESRGAN, from its original, in runs of low priority that give way to "
@@ -88,6 +103,7 @@ def enhanced_images_stage(precision: str, models_dir: Path) -> Stage:
         max_pixels=lambda policy: policy.enhance_max_pixels,
         stills_only=True,
         resource="gpu",
+        memory=memory,
         pool="enhance",
         group="enhancement",
         kinds=frozenset({"pytorch", "image"}),

@@ -26,7 +26,7 @@ from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.flow import read_ahead
 from mirror_realm_assets.stages.services import Services
-from mirror_realm_assets.stages.stage import Result, Stage, finding_of
+from mirror_realm_assets.stages.stage import MIB, PROCESS_BYTES, Memory, Result, Stage, finding_of
 from mirror_realm_assets.store import keys
 from mirror_realm_assets.store.interface import StoredObject
 
@@ -57,6 +57,8 @@ def raw_media_stage(settings: Settings) -> Stage:
         of_bytes=True,
         group="ingest",
         kinds=frozenset({"python", "image"}),
+        # Children decode, and hold a gigabyte together, but each may take so much and no more.
+        memory=lambda: Memory(PROCESS_BYTES + 1024 * MIB, PROCESS_BYTES + (ASIDE + 1) * settings.decode_memory_bytes),
         pool="embed",  # a run of the search lane is one unit: it must not start what the next step has to wait for
     )
 

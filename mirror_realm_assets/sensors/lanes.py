@@ -19,6 +19,7 @@ from mirror_realm_assets.ingest.batching import Formed, Former
 from mirror_realm_assets.jobs import AssetJob
 from mirror_realm_assets.partitions import data_source, media_batch
 from mirror_realm_assets.resources.library import LibraryResource
+from mirror_realm_assets.settings import Settings
 from mirror_realm_assets.stages.lanes import pending_of
 from mirror_realm_assets.stages.stage import Lane, Stage
 
@@ -36,6 +37,7 @@ _WILL_RETRY = "dagster/will_retry"
 # since an upgrade, or the failure was from before the daemon's very first start, which passes over older ones.
 _RETRY_SECONDS = 300.0
 _PARTITION = "dagster/partition"
+_WAITING_SECONDS = 24 * 3600  # on a cluster a run has begun while its steps wait for a place in their pool
 
 
 def batch_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
@@ -54,7 +56,7 @@ def batch_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
         former = services.held("former", lambda: Former(services.catalog))
         formed = former.form(library.settings, pipeline)
         decision = _tick(context.instance, services.catalog, job.name, "search", pipeline)
-        return _result(context.instance, services.catalog, "search", decision, formed)
+        return _result(context.instance, services.catalog, library.settings, "search", decision, formed)
 
     return _sensor
 
@@ -86,7 +88,7 @@ def enhance_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             stages(settings),
             slice_seconds=settings.slice_seconds,
         )
-        return _result(context.instance, services.catalog, "enhance", decision, Formed())
+        return _result(context.instance, services.catalog, settings, "enhance", decision, Formed())
 
     return _sensor
 
@@ -105,7 +107,7 @@ def archive_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
         catalog, settings = library.services.catalog, library.settings
         slice_seconds = settings.slice_seconds
         decision = _tick(context.instance, catalog, job.name, "archive", stages(settings), slice_seconds=slice_seconds)
-        return _result(context.instance, catalog, "archive", decision, Formed())
+        return _result(context.instance, catalog, settings, "archive", decision, Formed())
 
     return _sensor
 
@@ -166,8 +168,14 @@ def _ended(instance: dg.DagsterInstance, job_name: str, run_keys: Sequence[str])
 
 
 def _result(
-    instance: dg.DagsterInstance, catalog: Catalog, lane: Lane, decision: Decision, formed: Formed
+    instance: dg.DagsterInstance,
+    catalog: Catalog,
+    settings: Settings,
+    lane: Lane,
+    decision: Decision,
+    formed: Formed,
 ) -> dg.SensorResult | dg.SkipReason:
+    waiting = _WAITING_SECONDS if settings.on_cluster else 0
     with catalog.read() as conn:
         known = sources.all_sources(conn)
     if not decision.wishes:
@@ -181,17 +189,17 @@ def _result(
     ]
     point("sensor.before_requests")
     return dg.SensorResult(
-        run_requests=[_request(wish, lane) for wish in decision.wishes],
+        run_requests=[_request(wish, lane, waiting) for wish in decision.wishes],
         dynamic_partitions_requests=adds,
         cursor=json.dumps({"formed": len(formed.keys), "requested": len(decision.wishes)}),
     )
 
 
-def _request(wish: RunWish, lane: Lane) -> dg.RunRequest:
+def _request(wish: RunWish, lane: Lane, waiting: int) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=wish.run_key,
         partition_key=wish.batch.key,
-        tags=run_tags(wish.batch.source, lane, "sensor", wish.batch.priority, wish.max_runtime),
+        tags=run_tags(wish.batch.source, lane, "sensor", wish.batch.priority, wish.max_runtime + waiting),
     )
 
 

@@ -18,8 +18,10 @@ from mirror_realm_assets.resources.library import LibraryResource
 )
 def reconcile_sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SkipReason:
     """One round; it asks for no runs itself."""
-    found = reconcile(context.instance, library.services.catalog, library.settings.home / "up.lock")
-    end_orphaned_tails(library.settings.dagster_home / "storage")
+    settings = library.settings
+    lock = settings.home / "up.lock"
+    found = reconcile(context.instance, library.services.catalog, lock, runs=not settings.on_cluster)
+    end_orphaned_tails(settings.dagster_home / "storage")
     if not found.runs and not found.workers:
         return dg.SkipReason("Every run has its process.")
     return dg.SkipReason(f"{len(found.runs)} runs without a process were ended, {found.workers} dead workers buried.")

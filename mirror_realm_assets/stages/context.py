@@ -78,7 +78,12 @@ class StageContext:
             raise Stopped(reason)
 
     def give_way(self) -> None:
-        """Wait while the search lane has something to do: two inferences at once on few cores slow both down."""
+        """Wait while the search lane has something to do: two inferences at once on few cores slow both down.
+
+        On a cluster each has a device of its own, and waiting would keep it from the others; there a slice's end does.
+        """
+        if self.services.settings.on_cluster:
+            return
         end = time.monotonic() + _YIELD_SECONDS
         while time.monotonic() < end and self._search_waits() and not self.stop():
             time.sleep(0.3)

@@ -25,6 +25,24 @@ LANES: tuple[Lane, ...] = get_args(Lane)
 Run = Callable[[Iterable[Work], "StageContext"], Iterator["Result"]]
 
 
+MIB = 1024**2
+PROCESS_BYTES = 1000 * MIB
+"""What a process holds with Dagster, torch (for CUDA), spandrel and libvips: 950 MiB, 520 of them pages of files."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory that a step takes, in bytes, for who places it on a machine.
+
+    Attributes:
+        usual: what it holds at most with ordinary files.
+        most: what no file makes it exceed; with more it may be ended.
+    """
+
+    usual: int
+    most: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the work on every file, from which `assets.factory.stage_asset` builds an asset.
@@ -43,6 +61,7 @@ class Stage:
         reads: features that it reads besides `needs`, where they are wanted; edges of its asset.
         resource: `gpu` adds the GPU tags and, with `pool`, the limit on how many run at once.
         pool: name of the Dagster pool, if any.
+        memory: what its step takes; asked when a process builds its definitions.
         group: group of the asset.
         kinds: kinds shown on the asset.
     """
@@ -60,6 +79,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     resource: Literal["cpu", "gpu"] = "cpu"
     pool: str | None = None
+    memory: Callable[[], Memory] = lambda: Memory(PROCESS_BYTES, 2 * PROCESS_BYTES)
     group: str = "media"
     kinds: frozenset[str] = frozenset({"python"})
 

@@ -16,9 +16,9 @@ from mirror_realm_assets.errors import Failed
 from mirror_realm_assets.stages.context import StageContext
 from mirror_realm_assets.stages.flow import decode_proxy, read_ahead
 from mirror_realm_assets.stages.services import MODEL, Services
-from mirror_realm_assets.stages.stage import Result, Stage, finding_of
+from mirror_realm_assets.stages.stage import MIB, PROCESS_BYTES, Memory, Result, Stage, finding_of
 from mirror_realm_assets.store import keys
-from mirror_realm_assets.weights.added import AddedModel, find
+from mirror_realm_assets.weights.added import AddedModel, every_model, find
 from mirror_realm_assets.weights.hardware import choose_device
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ CODE_VERSION = "1"
 # A shard closes when it is this full or this old: big ones are cheap, but a vector is found only once it is published.
 _SHARD_ROWS = 512
 _SHARD_SECONDS = 2.0
+_PICTURES_BYTES = 300 * MIB  # proxies read ahead, and the maps of those that are in the model
 _AT_ONCE = 32  # pictures in one call of the model, which makes batches of them as it likes
 
 
@@ -53,6 +54,12 @@ def embeddings_stage(proxy: str, precision: str, models_dir: Path) -> Stage:
             params |= model.recipe_params()
         return Recipe("embeddings", CODE_VERSION, params, model.weights_sha256, {"proxy": proxy})
 
+    def memory() -> Memory:
+        # Of the largest there is: a source may choose another model any day. Loading builds a network in fp32 first.
+        weights = max(model.bytes for model in every_model(models_dir) if model.purpose == "embed")
+        usual = PROCESS_BYTES + 2 * weights + _PICTURES_BYTES
+        return Memory(usual, usual * 3 // 2)
+
     return Stage(
         name="embeddings",
         description="One L2-normalised vector for each picture, from its proxy, kept in Parquet shards: what the "
@@ -62,6 +69,7 @@ def embeddings_stage(proxy: str, precision: str, models_dir: Path) -> Stage:
         recipe=recipe,
         run=run,
         resource="gpu",
+        memory=memory,
         pool="embed",
         group="understanding",
         kinds=frozenset({"pytorch", "parquet"}),

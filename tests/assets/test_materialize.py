@@ -41,7 +41,7 @@ def instance() -> dg.DagsterInstance:
 
 def materialize(lab: Lab, instance: dg.DagsterInstance, key: str) -> dg.ExecuteInProcessResult:
     stages = pipeline(lab.settings)
-    assets = [stage_asset(stage, lambda _settings: stages) for stage in stages]
+    assets = [stage_asset(stage, lambda _settings: stages, lab.settings) for stage in stages]
     instance.add_dynamic_partitions("media_batch", [key])
     resources = {"library": LibraryResource(home=str(lab.home))}
     return dg.materialize(assets, partition_key=key, instance=instance, resources=resources)
@@ -144,7 +144,7 @@ def test_an_unknown_batch_fails_with_one_clear_sentence(lab: Lab, instance: dg.D
 
 def test_assets_of_a_workflow_stand_under_their_own_prefix(lab: Lab) -> None:
     stages = pipeline(lab.settings)
-    asset = stage_asset(stages[1], lambda _settings: stages, key_prefix=["workflow"])
+    asset = stage_asset(stages[1], lambda _settings: stages, lab.settings, key_prefix=["workflow"])
     assert asset.key == dg.AssetKey(["workflow", "sharpness"])
     assert asset.dependency_keys == {dg.AssetKey(["workflow", "raw_media"])}
 

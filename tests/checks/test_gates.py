@@ -16,6 +16,7 @@ from cheap_stages import DIM, cheap_stages, run_lane
 from lab import Lab
 from pyarrow import parquet
 
+from mirror_realm_assets.assets.gate import Gate
 from mirror_realm_assets.catalog import batches, sources
 from mirror_realm_assets.catalog import tables as t
 from mirror_realm_assets.catalog.batches import NewItem
@@ -28,7 +29,7 @@ from mirror_realm_assets.search.update import update_index
 from mirror_realm_assets.store import keys
 from mirror_realm_assets.store.shards import decode_shard
 
-Evaluate = Callable[[dg.AssetChecksDefinition, str], dg.AssetCheckEvaluation]
+Evaluate = Callable[[Gate, str], dg.AssetCheckEvaluation]
 
 
 class NoVerdict(Exception):
@@ -40,8 +41,8 @@ def evaluate(lab: Lab) -> Iterator[Evaluate]:
     """Runs a check behind an asset of its name that does nothing, and behind that an asset that it may hold back."""
     library = LibraryResource(home=str(lab.home))
 
-    def run(check: dg.AssetChecksDefinition, key: str) -> dg.AssetCheckEvaluation:
-        (spec,) = check.check_specs
+    def run(gate: Gate, key: str) -> dg.AssetCheckEvaluation:
+        check, spec = gate.definition, gate.spec
         partitions = data_source if key == "demo" else media_batch
 
         @dg.asset(name=spec.asset_key.to_user_string(), partitions_def=partitions)

@@ -31,7 +31,7 @@ class Shelf:
         self.lab = lab
         self.instance = dg.DagsterInstance.ephemeral()
         self.stages = cheap_stages(lab.settings)
-        self.sensor = index_sensor(index_job(), cheap_stages)
+        self.sensor = index_sensor(index_job(lab.settings), cheap_stages)
         self.library = LibraryResource(home=str(lab.home))
         self.cursor: str | None = None
 

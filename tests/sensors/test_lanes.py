@@ -33,8 +33,8 @@ class Floor:
         self.stages = cheap_stages(lab.settings)
         self.library = LibraryResource(home=str(lab.home))
         self.sensors = {
-            "search": batch_sensor(lane_job("media_batch_job", self.stages, "search", ""), cheap_stages),
-            "enhance": enhance_sensor(lane_job("enhance_job", self.stages, "enhance", ""), cheap_stages),
+            "search": batch_sensor(lane_job("media_batch_job", self.stages, "search", "", lab.settings), cheap_stages),
+            "enhance": enhance_sensor(lane_job("enhance_job", self.stages, "enhance", "", lab.settings), cheap_stages),
         }
 
     def tick(self, lane: str = "search") -> Tick:

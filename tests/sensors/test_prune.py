@@ -274,7 +274,7 @@ def _killed(*_: object, **__: object) -> None:
 
 def _ask_for_runs(garden: Garden) -> Sequence[dg.RunRequest]:
     stages = cheap_stages(garden.lab.settings)
-    sensor = batch_sensor(lane_job("media_batch_job", stages, "search", ""), cheap_stages)
+    sensor = batch_sensor(lane_job("media_batch_job", stages, "search", "", garden.lab.settings), cheap_stages)
     found = sensor(dg.build_sensor_context(instance=garden.instance, resources={"library": garden.library}))
     assert isinstance(found, dg.SensorResult | dg.SkipReason)
     if isinstance(found, dg.SkipReason):
