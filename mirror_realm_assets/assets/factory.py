@@ -34,7 +34,7 @@ StageList = Callable[[Settings], Sequence[Stage]]
 def stage_asset(
     stage: Stage,
     stages: StageList,
-    settings: Settings,
+    settings: Settings | None = None,
     *,
     key_prefix: Sequence[str] = (),
     gates: Sequence[Gate] = (),
@@ -45,11 +45,12 @@ def stage_asset(
     Args:
         stage: what it runs.
         stages: all stages of its pipeline, for a process's settings, in dependency order.
-        settings: of the process that builds the definitions; they say where steps run.
+        settings: of the process that builds the definitions, read when left out; they say where steps run.
         key_prefix: of the asset and of those it depends on.
         gates: the asset's checks; on a cluster they are done in its own step, elsewhere in steps of their own.
         code_version: shown in the UI; the ledger compares recipes, not this.
     """
+    settings = settings or Settings.read()
     prefix = list(key_prefix)
     retry_policy = cluster.retry_policy(settings, stage.lane)
     own_gates = gates if settings.on_cluster else ()
