@@ -45,13 +45,10 @@ class Settings(BaseSettings):
         default="local",
         description="`production` wants PostgreSQL for catalog and Dagster, and a bucket for the store.",
     )
-    launcher: Literal["auto", "process", "kubernetes"] = Field(
-        default="auto",
-        description="Where runs and steps run: processes of this machine, or Jobs of a Kubernetes cluster. `auto` is "
-        "`kubernetes` for a production inside a pod, else `process`.",
-    )
-    kubernetes_service_host: str | None = Field(
-        default=None, validation_alias="KUBERNETES_SERVICE_HOST", description="Kubernetes sets it in every pod."
+    # Not guessed from being in a pod: `mirror-realm up` works in one as anywhere else.
+    launcher: Literal["process", "kubernetes"] = Field(
+        default="process",
+        description="Where runs and steps run: processes of this machine, or Jobs of a Kubernetes cluster.",
     )
     step_service_account: str | None = Field(
         default=None, description="Of pods of steps, which need no right; without it that of the run's pod."
@@ -227,6 +224,4 @@ class Settings(BaseSettings):
     @property
     def on_cluster(self) -> bool:
         """Whether runs and steps are Jobs of a Kubernetes cluster."""
-        if self.launcher == "auto":
-            return self.env == "production" and self.kubernetes_service_host is not None
         return self.launcher == "kubernetes"
