@@ -73,7 +73,9 @@ def stage_asset(
         retry_policy=retry_policy,
         check_specs=[gate.spec for gate in own_gates],
     )
-    def _asset(context: dg.AssetExecutionContext, library: LibraryResource) -> dg.MaterializeResult[None]:
+    def _asset(
+        context: dg.AssetExecutionContext, library: LibraryResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it without argument only, where it has checks
         settings = library.settings
         pipeline = stages(settings)
         mine = next((found for found in pipeline if found.name == stage.name), stage)
