@@ -73,9 +73,8 @@ def stage_asset(
         retry_policy=retry_policy,
         check_specs=[gate.spec for gate in own_gates],
     )
-    def _asset(
-        context: dg.AssetExecutionContext, library: LibraryResource
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows it without argument only, where it has checks
+    # Without an argument: where an asset has checks of its own, Dagster knows the bare type only.
+    def _asset(context: dg.AssetExecutionContext, library: LibraryResource) -> dg.MaterializeResult:
         settings = library.settings
         pipeline = stages(settings)
         mine = next((found for found in pipeline if found.name == stage.name), stage)
