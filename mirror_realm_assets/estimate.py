@@ -27,10 +27,10 @@ from mirror_realm_assets.settings import Settings
 _SAMPLE = 200
 _HEADER_BYTES = 256 * 1024
 # Of enhanced PNG on photographs: about 1.9 bytes for each pixel of the result.
-_BYTES_PER_PIXEL = {"png": 1.9, "jpeg": 0.5, "webp": 0.25}
+BYTES_PER_PIXEL = {"png": 1.9, "jpeg": 0.5, "webp": 0.25}
 # Of a proxy (JPEG, quality 95, 4:4:4): 0.12 to 0.62 bytes a pixel on 14 photographs; and of a vector with its row.
 _PROXY_BYTES_PER_PIXEL = 0.5
-_EMBEDDING_BYTES = 3_000
+EMBEDDING_BYTES = 3_000
 _KINDS = 8
 
 
@@ -105,8 +105,8 @@ def of_folder(
     policy = source.policy
     wanted = [size for size in pixels if size <= policy.enhance_max_pixels] if policy.enhance else []
     share = len(entries) / len(sample) if sample else 0.0
-    device, precision = _runs_on(settings)
-    rate, rate_from = _enhance_rate(policy.enhance_model, device, precision, catalog)
+    device, precision = runs_on(settings)
+    rate, rate_from = enhance_rate(policy.enhance_model, device, precision, catalog)
     result_pixels = sum(wanted) * policy.enhance_outscale**2
     proxies = sum(_proxy_pixels(size, settings.proxy_long_side) for size in sizes) * _PROXY_BYTES_PER_PIXEL
     return _on_disk(
@@ -120,13 +120,13 @@ def of_folder(
             search_seconds=round(sum(search_seconds(entry.size) for entry in entries), 1),
             enhance_files=round(len(wanted) * share),
             enhance_seconds=round(sum(wanted) / 1e6 * rate * share, 1),
-            enhance_bytes=round(result_pixels * _BYTES_PER_PIXEL[policy.enhance_format] * share),
+            enhance_bytes=round(result_pixels * BYTES_PER_PIXEL[policy.enhance_format] * share),
             not_wanted=round((len(pixels) - len(wanted)) * share) if policy.enhance else 0,
             device=device,
             precision=precision,
             seconds_per_megapixel=round(rate, 3),
             rate_from=rate_from,
-            search_bytes=round((proxies + len(sizes) * _EMBEDDING_BYTES) * share),
+            search_bytes=round((proxies + len(sizes) * EMBEDDING_BYTES) * share),
         ),
     )
 
@@ -154,7 +154,7 @@ def _kinds(entries: Sequence[Entry]) -> dict[str, int]:
     return kinds | ({"other": rest} if rest else {})
 
 
-def _runs_on(settings: Settings) -> tuple[str, str]:
+def runs_on(settings: Settings) -> tuple[str, str]:
     """Device and precision that enhancement would choose here, told without loading torch."""
     from mirror_realm_assets.weights.hardware import Device, choose_precision, cpu_flags
 
@@ -162,7 +162,7 @@ def _runs_on(settings: Settings) -> tuple[str, str]:
     return device, choose_precision(settings.precision, device, cpu_flags())
 
 
-def _enhance_rate(model: str, device: Any, precision: Any, catalog: Catalog | None) -> tuple[float, str]:
+def enhance_rate(model: str, device: Any, precision: Any, catalog: Catalog | None) -> tuple[float, str]:
     """Seconds a megapixel, and where the figure is from."""
     from mirror_realm_assets.enhance.estimate import seconds_per_megapixel
     from mirror_realm_assets.weights.hardware import cpu_flags
@@ -196,4 +196,4 @@ def _size(root: bytes, entry: Entry) -> tuple[int, int] | None:
         os.close(fd)
 
 
-__all__: Sequence[str] = ["Estimate", "of_folder"]
+__all__: Sequence[str] = ["BYTES_PER_PIXEL", "EMBEDDING_BYTES", "Estimate", "enhance_rate", "of_folder", "runs_on"]

@@ -13,6 +13,7 @@ _NEWEST = 500
 # Smaller pictures tell the cost of starting, not of pixels.
 _MIN_PIXELS = 40_000
 _MIN_PIXELS_IN_ALL = 200_000
+_MIN_EMBEDDED = 64  # fewer are mostly the loading of the model
 
 
 def enhancement_rate(conn: sa.Connection, model: str, device: str, precision: str) -> float | None:
@@ -36,3 +37,15 @@ def enhancement_rate(conn: sa.Connection, model: str, device: str, precision: st
             seconds += took
             pixels += width * height
     return seconds / (pixels / 1e6) if pixels >= _MIN_PIXELS_IN_ALL else None
+
+
+def embedding_seconds(conn: sa.Connection, model_digest: str) -> float | None:
+    """Mean seconds of a picture's embedding by the model with these weights, of the newest; None after too few."""
+    f = t.features.c
+    rows = conn.execute(
+        sa.select(f.seconds)
+        .where(f.feature == "embeddings", f.model_digest == model_digest, f.status == "ok", f.seconds.is_not(None))
+        .order_by(f.id.desc())
+        .limit(_NEWEST)
+    ).all()
+    return sum(row[0] for row in rows) / len(rows) if len(rows) >= _MIN_EMBEDDED else None

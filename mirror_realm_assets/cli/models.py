@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirror_realm_assets.cli.output import emit, human_bytes, json_option, safe, say, show
+from mirror_realm_assets.cli.library import opened
+from mirror_realm_assets.cli.output import emit, human_bytes, human_seconds, json_option, safe, say, show
 from mirror_realm_assets.errors import SetupError, as_error
 from mirror_realm_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from mirror_realm_assets.model_change import Change
     from mirror_realm_assets.weights.registry import Model, ModelSpec, ReleasedModel
 
 
@@ -102,6 +104,53 @@ def verify(as_json: bool) -> None:
             paths = [weights_path(model, models_dir) if state == "altered" else None for model in wrong]
             remedies = dict.fromkeys(again(model, altered=path) for model, path in zip(wrong, paths, strict=True))
             raise SetupError(code, f"Weights are {state}: {names}.", remedy=" ".join(remedies))
+
+
+@models_group.command("switch")
+@click.argument("name")
+@click.option("--source", "names", multiple=True, metavar="NAME", help="Of this source alone; repeatable.")
+@click.option("--estimate", "only_told", is_flag=True, help="Only tell what it takes; change nothing.")
+@json_option
+def switch(name: str, names: tuple[str, ...], only_told: bool, as_json: bool) -> None:
+    """Give the model NAME to all sources that have another; what it makes wanted is done for all their pictures."""
+    from mirror_realm_assets import model_change
+    from mirror_realm_assets.pipeline import standard_stages
+
+    with opened() as (settings, services):
+        stages = standard_stages(settings)
+        concerned = model_change.chosen(settings, services.catalog, name, names)
+        if not concerned:
+            say(f"Nothing to change: every source has {safe(name)}.")
+        for source in concerned:
+            change = model_change.estimate(settings, services.catalog, stages, name, source)
+            if not only_told:
+                model_change.switch(settings, services.catalog, name, source)
+            if as_json:
+                emit(change.as_json() | {"switched": not only_told})
+            else:
+                show(_told(change, switched=not only_told))
+
+
+def _told(change: Change, *, switched: bool) -> str:
+    """A change in a sentence."""
+    words = f"[bold]{safe(change.source)}[/bold]: {safe(change.before)} -> {safe(change.after)}; "
+    words = ("switched, " if switched else "") + words
+    if not change.wanted:
+        return words + "its policy does not want enhancement, so nothing is computed."
+    done = f", {change.there} of them done before" if change.there else ""
+    words += f"{change.pictures} pictures{done}; {change.left} to do"
+    if not change.left:
+        return words + "."
+    if change.seconds is None:
+        return words + f", {human_bytes(change.bytes)}. No speed is known here: switch a small source first."
+    where = {
+        "measured": "measured here",
+        "table": "as on other machines, none measured here yet",
+        "tried": "tried just now",
+        "unknown": "",
+    }[change.rate_from]
+    took = human_seconds(change.seconds)
+    return words + f": about {took} on one {change.device} ({where}), {human_bytes(change.bytes)}."
 
 
 @models_group.command("add")

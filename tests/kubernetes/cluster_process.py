@@ -151,3 +151,5 @@ class SmallCluster:
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # ignored in what a shell puts into the background
+        signal.signal(number, signal.SIG_DFL)

@@ -275,3 +275,5 @@ def statuses(home: OnCluster, job: str) -> list[dg.DagsterRunStatus]:
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # ignored in what a shell puts into the background
+        signal.signal(number, signal.SIG_DFL)  # and Dagster takes SIGTERM for SIGINT

@@ -15,7 +15,7 @@ from installation_on_cluster import OnCluster, put, statuses, told
 Photos = dict[str, npt.NDArray[np.uint8]]
 
 
-@pytest.mark.long
+@pytest.mark.xdist_group("inference")
 def test_a_batch_becomes_an_index_and_enhanced_pictures_through_jobs(
     install: Callable[..., OnCluster], photos: Photos
 ) -> None:

@@ -94,7 +94,6 @@ def test_a_step_that_fails_one_that_takes_too_much_memory_and_one_that_is_evicte
     assert run.status is _SUCCESS
 
 
-@pytest.mark.long
 def test_a_run_worker_that_is_killed_is_resumed_while_its_step_goes_on(
     toys: Callable[..., OnCluster], photos: Photos
 ) -> None:
@@ -113,7 +112,6 @@ def test_a_run_worker_that_is_killed_is_resumed_while_its_step_goes_on(
     assert len(home.runs("media_batch_job")) == 1
 
 
-@pytest.mark.long
 def test_a_terminated_run_ends_its_pods_and_frees_its_place(toys: Callable[..., OnCluster], photos: Photos) -> None:
     home = toys()
     tell(home, "embeddings.rests")
