@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mirror_realm_assets.doctor import home, ledger, machine, production, serving
+from mirror_realm_assets.doctor import cluster, home, ledger, machine, production, serving
 from mirror_realm_assets.doctor.verdict import Finding, rate
 from mirror_realm_assets.errors import MirrorRealmError, clean_reason
 from mirror_realm_assets.settings import Settings
@@ -43,5 +43,6 @@ _CHECKS: tuple[tuple[str, str, Callable[[Settings], list[Finding]]], ...] = (
     ("models", "models", home.weights),
     ("Dagster", "dagster.yaml", home.dagster_config),
     ("Dagster", "limits", production.limits),
+    ("Dagster", "GPUs", cluster.gpus),
     ("ports", "port", serving.serving),
 )

@@ -44,6 +44,10 @@ def install(
                 rbac.create_namespaced_role(NAMESPACE, found)
             elif found["kind"] == "RoleBinding":
                 rbac.create_namespaced_role_binding(NAMESPACE, found)
+            elif found["kind"] == "ClusterRole":
+                rbac.create_cluster_role(found)
+            elif found["kind"] == "ClusterRoleBinding":
+                rbac.create_cluster_role_binding(found)
         running.append(OnCluster(cluster, postgres_server, s3_server, models_dir, **options))
         return running[-1]
 

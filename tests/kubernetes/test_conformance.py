@@ -424,6 +424,17 @@ def test_a_service_account_may_do_what_its_role_says(cluster: SmallCluster) -> N
     with pytest.raises(ApiException) as caught:
         batch.delete_namespaced_job("mine", NAMESPACE)
     assert caught.value.status == 403
+    # A role of a namespace gives nothing of the cluster; a ClusterRole does, by a binding of the cluster.
+    core = client.CoreV1Api(cluster.api("worker"))
+    with pytest.raises(ApiException) as caught:
+        core.list_node()
+    assert caught.value.status == 403
+    rules = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+    rbac.create_cluster_role({"metadata": {"name": "nodes"}, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "worker", "namespace": NAMESPACE}
+    ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "nodes"}
+    rbac.create_cluster_role_binding({"metadata": {"name": "nodes"}, "subjects": [subject], "roleRef": ref})
+    assert core.list_node().items
     anonymous = client.BatchV1Api(client.ApiClient(client.Configuration(host=cluster.url)))
     with pytest.raises(ApiException) as caught:
         anonymous.list_namespaced_job(NAMESPACE)

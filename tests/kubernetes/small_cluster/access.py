@@ -36,17 +36,24 @@ def require(objects: Objects, user: str, verb: str, resource: str, namespace: st
 
 
 def _roles(objects: Objects, user: str, namespace: str) -> list[Object]:
+    """Of the namespace, and those of the whole cluster; a binding in a namespace may name one of these, too."""
+    bindings = objects.all("ClusterRoleBinding", "")
+    bindings += objects.all("RoleBinding", namespace) if namespace else []
+    return [
+        objects.get(binding["roleRef"]["kind"], _where(binding), binding["roleRef"]["name"])
+        for binding in bindings
+        if any(_is(subject, user, binding) for subject in binding.get("subjects", ()))
+    ]
+
+
+def _where(binding: Object) -> str:
+    return "" if binding["roleRef"]["kind"] == "ClusterRole" else str(binding["metadata"]["namespace"])
+
+
+def _is(subject: Object, user: str, binding: Object) -> bool:
     of, _, account = user.partition(":")
-    found = []
-    for binding in objects.all("RoleBinding", namespace):
-        for subject in binding.get("subjects", ()):
-            if (subject["kind"], subject.get("namespace", namespace), subject["name"]) == (
-                "ServiceAccount",
-                of,
-                account,
-            ):
-                found.append(objects.get("Role", namespace, binding["roleRef"]["name"]))
-    return found
+    namespace = subject.get("namespace", binding["metadata"].get("namespace", ""))
+    return (subject["kind"], namespace, subject["name"]) == ("ServiceAccount", of, account)
 
 
 def _allows(rule: Object, verb: str, resource: str, name: str) -> bool:

@@ -24,6 +24,8 @@ API_VERSIONS = {
     "Secret": "v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
+    "ClusterRole": "rbac.authorization.k8s.io/v1",
+    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
 }
 PLURALS = {kind: kind.lower() + "s" for kind in API_VERSIONS}
 _EQUAL = re.compile(r"([^=!,\s]+)\s*(==|=|!=)\s*([^=!,\s]*)")
