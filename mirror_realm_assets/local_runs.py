@@ -66,6 +66,24 @@ def run_source(
     return ran
 
 
+def make_known(
+    settings: Settings, services: Services, instance: dg.DagsterInstance, name: str
+) -> dict[str, list[Lane]]:
+    """Add the partition keys of a source and of its unfinished batches, so that anybody may run them.
+
+    Returns:
+        For each such batch the lanes in which something is pending, those first that come first.
+    """
+    stages = standard_stages(settings)
+    found: dict[str, list[Lane]] = {}
+    for lane in _JOBS:
+        for batch in _pending(services, stages, name, lane):
+            found.setdefault(batch.key, []).append(lane)
+    instance.add_dynamic_partitions("media_batch", list(found))
+    instance.add_dynamic_partitions("data_source", [name])
+    return found
+
+
 def _run_lane(
     settings: Settings,
     services: Services,

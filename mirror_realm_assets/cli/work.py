@@ -31,12 +31,20 @@ _TELL_SECONDS = 5.0
 @click.command()
 @click.argument("name")
 @click.option("--strict", is_flag=True, help="Exit with 3 when some files failed or were refused.")
+@click.option("--form-only", is_flag=True, help="Scan, form the batches, and print their keys; run none of them.")
 @json_option
-def ingest(name: str, strict: bool, as_json: bool) -> None:
+def ingest(name: str, strict: bool, form_only: bool, as_json: bool) -> None:
     """Scan a source now and do everything that is pending, in this process.
 
     Beside a running `mirror-realm up` it scans, forms the batches and waits for them.
     """
+    if form_only:
+        if strict:
+            raise click.UsageError(
+                "--strict is about what became of the files, and --form-only does nothing with them."
+            )
+        _form_only(name, as_json)
+        return
     from mirror_realm_assets import liveness
 
     with opened() as (settings, services):
@@ -62,6 +70,24 @@ def ingest(name: str, strict: bool, as_json: bool) -> None:
     bad = sum(counts["failed"] + counts["refused"] for counts in found.features.values())
     if strict and bad:
         raise SystemExit(3)
+
+
+def _form_only(name: str, as_json: bool) -> None:
+    from mirror_realm_assets.local_runs import make_known
+
+    with opened() as (settings, services):
+        source = _active(services, name)
+        scanned = _scan(settings, services, source)
+        _form(settings, services, source)
+        _read_sidecars(services, source)
+        with dagster_instance(settings) as instance:
+            batches = make_known(settings, services, instance, name)
+    if as_json:
+        found = [{"key": key, "lanes": lanes} for key, lanes in batches.items()]
+        emit({"source": name, "scanned": scanned.files, "batches": found})
+        return
+    for key in batches:
+        click.echo(key)
 
 
 def _active(services: Services, name: str) -> Source:
