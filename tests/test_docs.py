@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import click
 import pytest
+import yaml
 
 from mirror_realm_assets.cli.main import cli
 from mirror_realm_assets.settings import Settings
@@ -110,7 +111,9 @@ def _code_lines(text: str) -> Iterator[str]:
 def _calls(line: str) -> Iterator[list[str]]:
     """The words after each `mirror-realm` that stands as a program; another one may follow after a pipe or `;`."""
     for piece in re.split(r"[|;&>#]", line):
-        words = shlex.split(piece.replace("'", " ").replace('"', " "))
+        words = shlex.split(piece.rstrip("\\").replace("'", " ").replace('"', " "))
+        if "kubectl" in words:  # of which a namespace is called like the program, too
+            words = words[words.index("--") + 1 :] if "--" in words else []
         programs = [n for n, word in enumerate(words) if word == "mirror-realm" or word.endswith("/mirror-realm")]
         if programs and programs[0] + 1 < len(words):
             yield words[programs[0] + 1 :]
@@ -140,7 +143,9 @@ def _variables() -> set[str]:
         alias = field.validation_alias
         names = getattr(alias, "choices", [alias]) if alias else [f"{prefix}{name}".upper()]
         found.update(str(each) for each in names)
-    return found
+    # Those that only the instance's configuration of a cluster reads.
+    deployed = yaml.safe_load((REPOSITORY / "deploy" / "base" / "settings.yaml").read_text(encoding="utf-8"))
+    return found | set(deployed["data"])
 
 
 class _library:  # noqa: N801 - a context manager

@@ -81,8 +81,8 @@ class OnCluster:
             "MIRROR_REALM_CATALOG_URL": server.url(server.create()),
             "MIRROR_REALM_DAGSTER_URL": server.url(server.create()),
             "MIRROR_REALM_STORE_URL": f"s3://{_BUCKET}/{prefix}",
-            "MIRROR_REALM_S3_ENDPOINT_URL": bucket.url,
-            "MIRROR_REALM_S3_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": bucket.url,  # heeded by the store and by Dagster's logs
+            "AWS_DEFAULT_REGION": "us-east-1",
             "MIRROR_REALM_LOGS_BUCKET": _BUCKET,
             "MIRROR_REALM_LOGS_PREFIX": f"{prefix}/compute-logs",
             "MIRROR_REALM_LEASE_SECONDS": "10",
@@ -99,15 +99,16 @@ class OnCluster:
 
     def command(self, *words: str) -> str:
         """`mirror-realm WORDS`, as in the migration's Job."""
-        done = subprocess.run(
-            [sys.executable, "-m", "mirror_realm_assets.cli", *words],
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return self._run([sys.executable, "-m", "mirror_realm_assets.cli", *words])
+
+    def dagster(self, *words: str) -> str:
+        """`dagster WORDS -w WORKSPACE`, as in the daemon's pod."""
+        return self._run([sys.executable, "-m", "dagster", *words, "-w", str(self.cluster.folder / "workspace.yaml")])
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=120)
         if done.returncode:
-            raise AssertionError(f"mirror-realm {' '.join(words)}: {done.stdout}{done.stderr}")
+            raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def start(self, *, watcher: bool = True) -> None:
@@ -219,11 +220,7 @@ class OnCluster:
             *(found for found in launcher["volume_mounts"] if found["name"] in keep),
             {"name": "photos", "mountPath": str(self.photos), "readOnly": True},
         ]
-        config["compute_logs"]["config"] |= {
-            "endpoint_url": self.bucket.url,
-            "region": "us-east-1",
-            "upload_interval": 2,
-        }
+        config["compute_logs"]["config"] |= {"upload_interval": 2}
         config["run_monitoring"] |= {"poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 5}
         dagster_home.mkdir(parents=True)
         (dagster_home / "dagster.yaml").write_text(yaml.safe_dump(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from cluster_process import NAMESPACE, node
 from installation_on_cluster import OnCluster, put, statuses, told
 
+_SUCCESS = dg.DagsterRunStatus.SUCCESS
 Photos = dict[str, npt.NDArray[np.uint8]]
 
 
@@ -24,10 +26,15 @@ def test_a_batch_becomes_an_index_and_enhanced_pictures_through_jobs(
     home.start()
     put(home.photos, photos)
     told(home, lambda: home.features().get(("enhanced_images", "ok")) == 3, 240)
-    told(home, lambda: statuses(home, "index_job") and statuses(home, "index_job")[0] is dg.DagsterRunStatus.SUCCESS)
+    told(home, lambda: statuses(home, "index_job") and statuses(home, "index_job")[0] is _SUCCESS)
     assert home.features() == {("raw_media", "ok"): 3, ("embeddings", "ok"): 3, ("enhanced_images", "ok"): 3}
     found = home.command("search", "--like", str(home.photos / "photo-1.png"), "--json")
     assert "photo-1.png" in found
+
+    # A job that a script launches waits in the same queue, and becomes a pod as well.
+    before = len(statuses(home, "index_job"))
+    home.dagster("job", "launch", "-j", "index_job", "--tags", json.dumps({"dagster/partition": "demo"}))
+    told(home, lambda: statuses(home, "index_job")[0] is _SUCCESS and len(statuses(home, "index_job")) > before)
 
     # What wants a GPU ran where there is one, and had it for itself; a short job ran in its run's own pod.
     where = {(pod.metadata.labels["dagster/op"], pod.spec.node_name) for pod in home.pods("step_worker")}
@@ -50,7 +57,7 @@ def test_a_batch_becomes_an_index_and_enhanced_pictures_through_jobs(
     client: Any = home.bucket.client()
     stored = client.list_objects_v2(Bucket="cluster", Prefix=f"{home.prefix}/compute-logs")
     keys = [found["Key"] for found in stored.get("Contents", ())]
-    (run,) = [run for run in home.runs("media_batch_job") if run.status is dg.DagsterRunStatus.SUCCESS]
+    (run,) = [run for run in home.runs("media_batch_job") if run.status is _SUCCESS]
     assert any(run.run_id in key for key in keys)
     # And nothing of the Secret stands in a manifest.
     made = str([job.to_dict() for job in [*home.jobs("run_worker"), *home.jobs("step_worker")]])

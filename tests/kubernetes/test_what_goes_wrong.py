@@ -112,6 +112,24 @@ def test_a_run_worker_that_is_killed_is_resumed_while_its_step_goes_on(
     assert len(home.runs("media_batch_job")) == 1
 
 
+@pytest.mark.long
+def test_a_run_worker_and_its_step_that_are_lost_together_cost_only_time(
+    toys: Callable[..., OnCluster], photos: Photos
+) -> None:
+    home = toys()
+    tell(home, "embeddings.rests")
+    home.start()
+    put(home.photos, photos)
+    step = running_step(home, "embeddings")
+    (worker,) = [pod for pod in home.pods("run_worker") if pod.status.phase == "Running"]
+    for pod in (worker, step):
+        home.cluster.core().delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=0)
+    (home.home / "embeddings.rests").unlink()
+    told(home, lambda: home.features().get(("embeddings", "ok")) == 3, 280)
+    told(home, lambda: _SUCCESS in statuses(home, "media_batch_job"))
+    assert set(computed(home).values()) == {1}
+
+
 def test_a_terminated_run_ends_its_pods_and_frees_its_place(toys: Callable[..., OnCluster], photos: Photos) -> None:
     home = toys()
     tell(home, "embeddings.rests")
@@ -152,7 +170,9 @@ def test_errors_of_the_api_server_cost_only_time(toys: Callable[..., OnCluster],
     home.cluster.fault("POST", "/jobs$", times=1, status=500)
     home.cluster.fault("POST", "/jobs$", times=1, status=503, after=True)  # done, and the answer is lost
     home.cluster.fault("POST", "/jobs$", times=2, status=429, retryAfter=1)
+    home.cluster.fault("POST", "/jobs$", times=1, hang=5)  # nothing is done, and the answer comes late
     home.cluster.fault("GET", "/status$", times=2, status=500)
+    home.cluster.fault("GET", "/status$", times=1, hang=5)
     home.start()
     put(home.photos, photos)
     told(home, lambda: home.features().get(("embeddings", "ok")) == 3)
