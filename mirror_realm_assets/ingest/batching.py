@@ -192,7 +192,9 @@ def _form_source(
     now_or_never: bool,
     requested_by: str,
 ) -> list[Batch]:
-    waiting = files.waiting(conn, source.id, _MAX_WAITING, max_file_bytes=settings.max_file_bytes)
+    # More than one batch may hold: else a busy source's would never be known to be full.
+    looked_at = max(_MAX_WAITING, 2 * settings.batch_items)
+    waiting = files.waiting(conn, source.id, looked_at, max_file_bytes=settings.max_file_bytes)
     if not waiting:
         return []
     if len(waiting) > SAMPLE_FILES and not batches.has_any(conn, source.id):
