@@ -87,7 +87,7 @@ def parse_policy(options: Mapping[str, Any]) -> SourcePolicy:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(_option_names()))
+            known = ", ".join(sorted(option_names()))
             raise SetupError(
                 "invalid_argument", f"There is no option {name!r}.", remedy=f"Options are: {known}."
             ) from error
@@ -129,5 +129,6 @@ def check_source_name(name: str) -> str:
     return name
 
 
-def _option_names() -> set[str]:
+def option_names() -> set[str]:
+    """The names of all options, as people write them."""
     return {field.alias or name for name, field in SourcePolicy.model_fields.items()}

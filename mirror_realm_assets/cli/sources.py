@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from mirror_realm_assets.errors import SetupError
 from mirror_realm_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from mirror_realm_assets.catalog.policy import SourcePolicy
     from mirror_realm_assets.catalog.sources import Source
     from mirror_realm_assets.estimate import Estimate
+    from mirror_realm_assets.registry.changes import Changes
     from mirror_realm_assets.stages.services import Services
 
 # From a file that rests to the work on it: a sensor's tick, and the start of a process that imports Dagster and torch.
@@ -107,24 +109,42 @@ def _refuse_ours(settings: Settings, root: Path) -> None:
         )
 
 
-def _check_archives(settings: Settings, services: Services, root: Path, archive: str | None) -> None:
-    """What is archived must not come in again as new files; an archive must be there before it is written to."""
+def _check_archives(
+    settings: Settings,
+    services: Services,
+    root: Path,
+    archive: str | None,
+    *,
+    beside: Mapping[Path, str | None] | None = None,
+    prepare: bool = True,
+) -> None:
+    """What is archived must not come in again as new files; an archive must be there before it is written to.
+
+    Args:
+        settings: of this process.
+        services: catalog and stores.
+        root: folder of the source.
+        archive: its archive.
+        beside: folders and archives of sources that are declared with it.
+        prepare: whether the archive is made and tried.
+    """
     from mirror_realm_assets.archive.places import FolderArchive
     from mirror_realm_assets.archive.stage import open_archive
     from mirror_realm_assets.catalog import sources
 
     with services.catalog.read() as conn:
         known = sources.all_sources(conn)
-    archives = {source.policy.archive for source in known} | {archive}
+    declared = beside or {}
+    archives = {source.policy.archive for source in known} | {archive, *declared.values()}
     for place in [Path(each) for each in archives if each and "://" not in each]:
-        for folder in [root, *(Path(os.fsdecode(source.root)) for source in known)]:
+        for folder in [root, *declared, *(Path(os.fsdecode(source.root)) for source in known)]:
             if place.resolve().is_relative_to(folder.resolve()):
                 raise SetupError(
                     "invalid_argument",
                     f"The archive {place} lies in the watched folder {folder}: what is archived would come in again.",
                     remedy="Choose a folder outside.",
                 )
-    if archive is None:
+    if archive is None or not prepare:
         return
     opened_archive = open_archive(services, archive)
     if isinstance(opened_archive, FolderArchive):
@@ -169,6 +189,58 @@ def show_(name: str, as_json: bool) -> None:
         return
     for key, value in found.items():
         show(f"{key}: {safe(str(value))}")
+
+
+@sources_group.command("apply")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--remove", is_flag=True, help="Remove the sources that the file does not name; their files stay.")
+@json_option
+def apply_(file: Path, dry_run: bool, remove: bool, as_json: bool) -> None:
+    """Make the sources as FILE declares them, all or nothing, and show what that changes."""
+    from mirror_realm_assets.pipeline import check_policy
+    from mirror_realm_assets.registry import changes, declared
+
+    try:
+        wanted = declared.read(file)
+    except declared.DeclarationError as error:
+        for fault in error.faults[1:]:
+            say(f"{safe(str(file))}:{safe(fault)}")  # the first is in the error's own sentence
+        raise
+    beside = {one.folder: one.options.get("archive") for one in wanted}
+    with opened() as (settings, services):
+
+        def check(folder: Path, policy: SourcePolicy) -> None:
+            _refuse_ours(settings, folder)
+            check_policy(settings, policy)
+            _check_archives(settings, services, folder, policy.archive, beside=beside, prepare=not dry_run)
+
+        do = changes.plan if dry_run else changes.apply
+        found = do(services.catalog, wanted, check, remove=remove)
+    if as_json:
+        emit({"dry_run": dry_run, **found.as_json()})
+        return
+    for line in _changes(found):
+        show(line)
+    if not found:
+        show("Everything is as declared.")
+    elif dry_run:
+        say("Nothing was changed.")
+
+
+def _changes(found: Changes) -> Iterator[str]:
+    for new in found.added:
+        options = "".join(f", {key}={value}" for key, value in new.options.items())
+        state = "" if new.state == "active" else f", {new.state}"
+        yield f"[green]+[/] {safe(new.name)}: {safe(str(new.folder))}{state}{safe(options)}"
+    for change in found.changed:
+        yield f"[yellow]~[/] {safe(change.name)}"
+        for name, (before, after) in change.fields.items():
+            yield f"    {safe(name)}: {safe(str(before))} -> {safe(str(after))}"
+    for name in found.removed:
+        yield f"[red]-[/] {safe(name)}: removed; its files stay"
+    if found.others:
+        yield f"not in the file, and left as they are: {safe(', '.join(found.others))}"
 
 
 @sources_group.command("estimate")

@@ -5,6 +5,8 @@ What belongs here: the proof that it is the same folder. What does not: moves wi
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from mirror_realm_assets.catalog import known, sources
 from mirror_realm_assets.catalog.engine import Catalog
 from mirror_realm_assets.catalog.sources import Source
@@ -30,9 +32,20 @@ def relocate(catalog: Catalog, source: Source, root: bytes) -> Source:
     Raises:
         SetupError: `folder_missing`, or `invalid_argument` when less than half of 20 known files are there.
     """
-    identity_of(root)
     with catalog.read() as conn:
-        sample = known.sample(conn, source.id, _SAMPLE)
+        require_same(conn, source, root)
+    with catalog.write() as conn:
+        return sources.set_root(conn, source.name, root)
+
+
+def require_same(conn: sa.Connection, source: Source, root: bytes) -> None:
+    """The proof alone.
+
+    Raises:
+        SetupError: as `relocate`.
+    """
+    identity_of(root)
+    sample = known.sample(conn, source.id, _SAMPLE)
     there = sum(_is_there(root, path, old.size, old.mtime_ns) for path, old in sample.items())
     if there < _SHARE * len(sample):
         raise SetupError(
@@ -40,8 +53,6 @@ def relocate(catalog: Catalog, source: Source, root: bytes) -> Source:
             f"Of {len(sample)} known files of {source.name} only {there} are in that folder as they were.",
             remedy="Name the folder that holds them now, or add this one as a source of its own.",
         )
-    with catalog.write() as conn:
-        return sources.set_root(conn, source.name, root)
 
 
 def _is_there(root: bytes, path: bytes, size: int, mtime_ns: int) -> bool:

@@ -231,3 +231,49 @@ def test_an_archive_in_a_watched_folder_or_in_our_own_is_refused(home: Home, lab
     assert run("sources", "set", "demo", "--option", f"archive={archive}").exit_code == 0
     found = run("sources", "add", "wide", "--folder", str(tmp_path / "wide"))
     assert found.exit_code == 1 and "would come in again" in found.stderr
+
+
+def test_a_file_declares_sources_and_is_shown_before_it_is_done(home: Home, folder: Path, tmp_path: Path) -> None:
+    declared = tmp_path / "sources.yaml"
+    lines = ["sources:", f"  demo: {{folder: {home.lab.folder}, options: {{enhance: false}}}}", "  more:"]
+    declared.write_text("\n".join([*lines, f"    folder: {json.dumps(str(folder))}", "    state: inactive"]))
+    shown = run("sources", "apply", str(declared), "--dry-run")
+    assert shown.exit_code == 0
+    assert "+ more: " in shown.stdout and "[red]more\\x1b[31m, inactive" in shown.stdout
+    assert "enhance: True -> False" in shown.stdout
+    assert [source["name"] for source in run_lines("sources", "list")] == ["demo"]
+    done = run_json("sources", "apply", str(declared))
+    assert done == {
+        "dry_run": False,
+        "added": ["more"],
+        "changed": [{"name": "demo", "fields": {"enhance": [True, False]}}],
+        "removed": [],
+        "unchanged": [],
+        "others": [],
+    }
+    assert [source["state"] for source in run_lines("sources", "list")] == ["active", "paused"]
+    assert "as declared" in run("sources", "apply", str(declared)).stdout
+
+
+def test_every_fault_of_a_declaration_is_told_with_its_line(home: Home, tmp_path: Path) -> None:
+    declared = tmp_path / "sources.yaml"
+    declared.write_text("sources:\n  demo:\n    foldr: x\n    options: {enhanse: true}\n")
+    result = run("sources", "apply", str(declared))
+    assert result.exit_code == 1
+    assert all(f"sources.yaml:{line}: " in result.stderr for line in (2, 3, 4))
+    assert run_json("sources", "show", "demo")["options"]["enhance"] is True
+
+
+def test_archives_of_declared_sources_may_not_lie_in_each_others_folders(home: Home, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    declared = tmp_path / "sources.yaml"
+    declared.write_text(
+        f"sources:\n  a: {{folder: {tmp_path / 'a'}, options: {{archive: {tmp_path / 'b' / 'archive'}}}}}\n"
+        f"  b: {{folder: {tmp_path / 'b'}}}\n"
+    )
+    result = run("sources", "apply", str(declared))
+    assert result.exit_code == 1
+    assert "would come in again" in result.stderr
+    assert [source["name"] for source in run_lines("sources", "list")] == ["demo"]
+    assert not (tmp_path / "b" / "archive").exists()
