@@ -157,6 +157,29 @@ def set_state(conn: sa.Connection, name: str, state: str, reason: str | None = N
     conn.execute(t.sources.update().where(t.sources.c.name == name).values(**values))
 
 
+_WITH_ALL = "everything is paused"
+
+
+def pause_all(conn: sa.Connection, reason: str | None = None) -> list[str]:
+    """Pause every active source, so that nothing new is begun; returns their names.
+
+    Those that are paused already keep their own reason, and stay paused when all go on.
+    """
+    names = [source.name for source in all_sources(conn) if source.active]
+    for name in names:
+        set_state(conn, name, "paused", f"{_WITH_ALL}: {reason}" if reason else _WITH_ALL)
+    return names
+
+
+def resume_all(conn: sa.Connection) -> list[str]:
+    """Let the sources go on that `pause_all` paused; returns their names."""
+    paused = [source for source in all_sources(conn) if source.state == "paused"]
+    names = [source.name for source in paused if (source.state_reason or "").startswith(_WITH_ALL)]
+    for name in names:
+        set_state(conn, name, "active")
+    return names
+
+
 def set_policy(conn: sa.Connection, name: str, options: Mapping[str, Any]) -> Source:
     """Change options of a source; the next sweep compares its media with what is wanted now."""
     old = get(conn, name).policy

@@ -307,6 +307,35 @@ def resume(name: str) -> None:
     say(f"Source {safe(name)} goes on.")
 
 
+@click.command("pause")
+@click.option("--reason", help="Why, for who looks at the status.")
+@json_option
+def pause_all(reason: str | None, as_json: bool) -> None:
+    """Begin nothing new of any source; what runs now goes on."""
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.write() as conn:
+        names = sources.pause_all(conn, reason)
+    if as_json:
+        emit({"paused": names})
+    else:
+        say(f"{len(names)} sources are paused; what runs now goes on." if names else "No source was active.")
+
+
+@click.command("resume")
+@json_option
+def resume_all(as_json: bool) -> None:
+    """Go on with all sources that `mirror-realm pause` paused; those paused one by one stay so."""
+    from mirror_realm_assets.catalog import sources
+
+    with opened() as (_settings, services), services.catalog.write() as conn:
+        names = sources.resume_all(conn)
+    if as_json:
+        emit({"resumed": names})
+    else:
+        say(f"{len(names)} sources go on." if names else "No source was paused with all.")
+
+
 @sources_group.command("confirm-deletions")
 @click.argument("name")
 @json_option
@@ -430,4 +459,4 @@ def _verdict(found: Estimate) -> str:
     return f"{words}; it makes about {needed}" + (", which fits the disk." if found.fits else ".")
 
 
-COMMANDS = [sources_group]
+COMMANDS = [sources_group, pause_all, resume_all]

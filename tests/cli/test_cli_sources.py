@@ -277,3 +277,21 @@ def test_archives_of_declared_sources_may_not_lie_in_each_others_folders(home: H
     assert "would come in again" in result.stderr
     assert [source["name"] for source in run_lines("sources", "list")] == ["demo"]
     assert not (tmp_path / "b" / "archive").exists()
+
+
+def test_everything_is_paused_and_goes_on_but_what_was_paused_before(home: Home, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "third").mkdir()
+    for name, root in (("more", folder), ("third", tmp_path / "third")):
+        run("sources", "add", name, "--folder", str(root))
+    run("sources", "pause", "more")
+
+    def states() -> dict[str, str]:
+        return {one["name"]: f"{one['state']} {one['state_reason']}" for one in run_lines("sources", "list")}
+
+    assert run_json("pause", "--reason", "upgrade") == {"paused": ["demo", "third"]}
+    told = "paused everything is paused: upgrade"
+    assert states() == {"demo": told, "more": "paused by hand", "third": told}
+    assert run_json("pause") == {"paused": []}
+    assert run_json("resume") == {"resumed": ["demo", "third"]}
+    assert states() == {"demo": "active None", "more": "paused by hand", "third": "active None"}
+    assert run_json("resume") == {"resumed": []}
