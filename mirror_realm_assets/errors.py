@@ -184,6 +184,7 @@ REASONS: dict[str, Reason] = _reasons(
     ("not_initialised", _E.NOT_FOUND, _B.NOT_FOUND, False, "Run `mirror-realm init`."),
     ("folder_missing", _E.NOT_FOUND, _B.NOT_FOUND, False, "Check the path; mount the drive if it is on one."),
     ("port_taken", _E.INVALID_ARGUMENT, _B.INVALID_ARGUMENT, False, "Choose another port with --port."),
+    ("address_refused", _E.PERMISSION_DENIED, _B.PERMISSION_DENIED, False, "If the host is one of your own, list it among the source's internal hosts."),
     ("already_running", _E.INVALID_ARGUMENT, _B.INVALID_ARGUMENT, False, "Stop the other `mirror-realm up` of this home first."),
     ("not_found", _E.NOT_FOUND, _B.NOT_FOUND, False, "Check the name with `mirror-realm sources list`."),
     ("already_exists", _E.INVALID_ARGUMENT, _B.INVALID_ARGUMENT, False, "Choose another name."),
