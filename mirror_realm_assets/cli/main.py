@@ -12,6 +12,7 @@ from mirror_realm_assets.cli import (
     duplicates,
     export,
     history,
+    index,
     look,
     migrate,
     models,
@@ -71,7 +72,22 @@ def cli() -> None:
     """Mirror Realm: folders become enhanced, searchable media."""
 
 
-for module in (setup, sources, work, look, history, duplicates, search, models, picture, export, prune, migrate, serve):
+for module in (
+    setup,
+    sources,
+    work,
+    look,
+    history,
+    duplicates,
+    search,
+    index,
+    models,
+    picture,
+    export,
+    prune,
+    migrate,
+    serve,
+):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -23,6 +23,7 @@ def update_index(
     name: str,
     *,
     full: bool = True,
+    rebuild: bool = False,
     run_id: str | None = None,
     kind: str = "run",
 ) -> IndexReport:
@@ -33,6 +34,7 @@ def update_index(
         stages: the pipeline, whose embedding recipe tells which vectors belong together.
         name: of the source.
         full: see `build.build_index`.
+        rebuild: see there.
         run_id: the Dagster run.
         kind: of worker: `run` or `ingest`.
 
@@ -60,6 +62,7 @@ def update_index(
                 lease_seconds=lease,
                 run_id=run_id,
                 full=full,
+                rebuild=rebuild,
             )
         except Exception as error:
             with services.catalog.write() as conn:
