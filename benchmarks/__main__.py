@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import corrupt, engine, enhance, known, latency, memory, moved, production, quality, scan, ui
+from benchmarks import cluster, corrupt, engine, enhance, known, latency, memory, moved, production, quality, scan, ui
 
 ALL = {
+    "cluster": cluster.main,
     "corrupt": corrupt.main,
     "engine": engine.main,
     "enhance": enhance.main,

@@ -95,7 +95,11 @@ def run(works: Iterable[Work], context: StageContext) -> Iterator[Result]:
     model = embedder(context.services, name)
     device = choose_device(context.services.settings.device)
     context.used.update(model=model.name, device=device, precision=model.precision, pictures_at_once=_AT_ONCE)
-    loaded = read_ahead(works, lambda work: decode_proxy(context.read_proxy(work)), cost=lambda _work: 6_000_000)
+    # On a GPU decoding is the longer work: with more cores more proxies are decoded at once.
+    threads = max(2, context.services.settings.threads)
+    loaded = read_ahead(
+        works, lambda work: decode_proxy(context.read_proxy(work)), threads=threads, cost=lambda _work: 6_000_000
+    )
     shard: list[_Row] = []
     opened = time.monotonic()
     for group in _grouped(loaded, _AT_ONCE):
