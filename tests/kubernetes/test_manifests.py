@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,10 +25,13 @@ _DIFFERENT = {"storage", "compute_logs", "run_launcher", "run_coordinator", "con
 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:
+    return rendered_at(REPOSITORY / "deploy" / "overlays" / overlay)
+
+
+def rendered_at(path: Path) -> list[dict[str, Any]]:
     program = shutil.which("kubectl")
     if program is None:
         raise RuntimeError("there is no kubectl: install it (kubernetes.io/docs/tasks/tools), the tests render with it")
-    path = REPOSITORY / "deploy" / "overlays" / overlay
     done = subprocess.run([program, "kustomize", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
@@ -107,3 +111,29 @@ def test_what_is_the_same_on_a_cluster_as_on_one_machine_is_the_same() -> None:
     one = yaml.safe_load(TEMPLATE.read_text())
     cluster = yaml.safe_load((REPOSITORY / "deploy" / "base" / "dagster.yaml").read_text())
     assert {name for name in one.keys() | cluster.keys() if one.get(name) != cluster.get(name)} <= _DIFFERENT
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_overlay_of_the_documentation_renders_with_one_image_everywhere(tmp_path: Path, version: str) -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "kubernetes.md").read_text(encoding="utf-8")
+    own, more = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[:2]
+    shutil.copytree(REPOSITORY / "deploy", tmp_path / "mirror-realm" / "deploy")
+    folder = tmp_path / "my-cluster"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(own + more)
+    config = (REPOSITORY / "deploy" / "base" / "dagster.yaml").read_text()
+    (folder / "dagster.yaml").write_text(config.replace("max_concurrent_runs: 25", "max_concurrent_runs: 112"))
+    objects = rendered_at(folder)
+    for found in objects:
+        kubernetes_validate.validate(found, version, strict=True)
+    images = {
+        container["image"]
+        for found in objects
+        if "template" in found.get("spec", {})
+        for container in found["spec"]["template"]["spec"]["containers"]
+    }
+    maps = {found["metadata"]["name"]: found["data"] for found in objects if found["kind"] == "ConfigMap"}
+    assert images == {"registry.example/mirror-realm/light:0.1.0"} == {maps["mirror-realm"]["MIRROR_REALM_IMAGE"]}
+    assert maps["mirror-realm"]["MIRROR_REALM_GPUS"] == "4"
+    changed = yaml.safe_load(maps["mirror-realm-dagster"]["dagster.yaml"])
+    assert changed["concurrency"]["runs"]["max_concurrent_runs"] == 112
