@@ -112,7 +112,7 @@ def _calls(line: str) -> Iterator[list[str]]:
     """The words after each `mirror-realm` that stands as a program; another one may follow after a pipe or `;`."""
     for piece in re.split(r"[|;&>#]", line):
         words = shlex.split(piece.rstrip("\\").replace("'", " ").replace('"', " "))
-        if "kubectl" in words:  # of which a namespace is called like the program, too
+        if {"kubectl", "helm"} & set(words):  # of which a namespace is called like the program, too
             words = words[words.index("--") + 1 :] if "--" in words else []
         programs = [n for n, word in enumerate(words) if word == "mirror-realm" or word.endswith("/mirror-realm")]
         if programs and programs[0] + 1 < len(words):
