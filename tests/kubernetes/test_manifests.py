@@ -12,6 +12,7 @@ import dagster as dg
 import kubernetes_validate
 import pytest
 import yaml
+from cluster_programs import program
 from dagster_k8s import K8sRunLauncher
 from installation_on_cluster import REPOSITORY
 from small_cluster.validation import VERSIONS
@@ -29,10 +30,7 @@ def rendered(overlay: str) -> list[dict[str, Any]]:
 
 
 def rendered_at(path: Path) -> list[dict[str, Any]]:
-    program = shutil.which("kubectl")
-    if program is None:
-        raise RuntimeError("there is no kubectl: install it (kubernetes.io/docs/tasks/tools), the tests render with it")
-    done = subprocess.run([program, "kustomize", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program("kubectl"), "kustomize", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
 
