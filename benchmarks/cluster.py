@@ -1,334 +1,222 @@
-"""What a cluster makes of a library: a simulation with the times that were measured, batch by batch.
+"""What a cluster makes of a backlog: simulated batch by batch, with times that were measured, published or assumed.
 
-What belongs here: runs, pods, pools and the queue as `deploy/` sets them up. What does not: what a stage does. Nothing
-of it is measured on a cluster; `TIMES` says of each figure where it is from. Other figures instead:
-`MIRROR_REALM_BENCH_CLUSTER='{"embed_seconds": 0.01}'`.
+What belongs here: sensors, queue, pods and the pool of GPUs as `deploy/` sets them up. What does not: what a stage
+does, and single files. No figure is of a run on a cluster; `TIMES` says of each time where it is from. Other values:
+`MIRROR_REALM_BENCH_CLUSTER='{"embed_seconds": 0.004}'`.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import json
+import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any
+from itertools import count
+from typing import Any, Literal
 
 from benchmarks.results_file import write
 
-# seconds, bytes and shares; (value, where it is from)
-TIMES: dict[str, tuple[float, str]] = {
-    "pod_seconds": (18.0, "published: 17 to 19 s from a request to a step's first line, imports included"),
-    "load_seconds": (3.0, "measured: torch and the default model, weights in the page cache"),
-    "file_bytes": (3e6, "assumed: a photograph of 12 megapixels"),
-    "read_seconds": (0.15, "measured: read, decode, proxy of such a file on two cores (0.05 s a megabyte)"),
-    "embed_seconds": (0.012, "reckoned: decoding its proxy on the step's two cores; the network needs less on any GPU"),
-    "ledger_seconds": (0.0022, "measured: rows of a file and all that is recorded of it, PostgreSQL beside it"),
-    "index_seconds": (0.0005, "measured: of one vector, in the run of the index"),
-    "enhanced_share": (0.1, "assumed: of the pictures, those that are small enough for the policy"),
-    "enhanced_pixels": (0.8e6, "assumed: of such a picture"),
-    "enhance_seconds_per_megapixel": (0.14, "published: 35.85 TFLOP a megapixel at 250 TFLOP/s, a third of an H100's"),
-    "events_per_run": (40.0, "measured: rows in Dagster's event log of a run with two steps"),
-    "event_bytes": (7_800.0, "measured: of Dagster's database, an event"),
-    "catalog_bytes_per_file": (7_000.0, "measured"),
-    "catalog_rows_per_file": (9.0, "counted: location, content, media and its version, part, two items, two features"),
-    "vector_bytes": (5_120.0, "counted: 1280 numbers in 32 bits, as an index holds them"),
+Lane = Literal["index", "search", "enhance"]
+Process = Generator[float | Lane, None, None]  # a run: waits for seconds, or for a GPU in a lane
+
+# Seconds, bytes and shares: value, how it is known, and where from. A name in brackets is a benchmark's.
+TIMES: dict[str, tuple[float, str, str]] = {
+    "pod_seconds": (18.0, "published", "17 to 19 s from a request to a run's start (dagster#19607); a step's pod alike"),
+    "load_seconds": (5.0, "assumed", "torch and the model take 1.7 s on a CPU (latency); CUDA's own start comes on top"),
+    "file_bytes": (3e6, "assumed", "a photograph of 12 megapixels"),
+    "read_seconds_per_megabyte": (0.05, "measured", "reading, decoding, proxy on two cores (ingest/batching.py)"),
+    "cpu_seconds_per_file": (0.03, "measured", "embedding and recording on two cores (ingest/batching.py)"),
+    "record_seconds": (0.0011, "measured", "claiming and recording one stage of a file (known)"),
+    "embed_seconds": (0.008, "derived", "two threads decode and shrink a proxy of 1.6 megapixels; the network hides in it"),
+    "form_seconds": (0.00032, "measured", "applying the journal and forming batches, of a file (known)"),
+    "index_seconds": (0.0005, "measured", "of a vector in an index round (known)"),
+    "enhanced_megapixels": (0.8, "assumed", "of a picture that is enhanced"),
+    "enhance_seconds_per_megapixel": (0.35, "derived", "35.85 TFLOP at a third of an A100's 312 TFLOP/s"),
+    "launch_seconds": (1.5, "published", "making one Job takes more than a second (dagster#4311)"),
+    "claim_seconds": (15.0, "published", "so seldom a step looks for a GPU that has waited long (code of dagster 1.13.27)"),
+    "events_per_run": (47.0, "derived", "35 measured in one process (production); 1.35 times as many with pods"),
+    "dagster_bytes_per_run": (175_000.0, "derived", "130 kB measured in one process (production), times 1.35"),
+    "catalog_rows_per_file": (12.0, "counted", "in a catalog of 400 photographs, search lane"),
+    "catalog_bytes_per_file": (6_200.0, "measured", "PostgreSQL, 50,000 files (production)"),
+    "vector_bytes": (5_120.0, "counted", "1280 numbers in 32 bits"),
+    "watcher_bytes_per_file": (300.0, "measured", "0.24 to 0.4 kB, of 250,000 to a million files (scan)"),
 }
-
-
-_NOTHING = 1e-9  # seconds, left over by subtracting
+SHARES = {"search": 0.0, "and a tenth enhanced": 0.1, "and all enhanced": 1.0}
+_FIRST_FILES = 32  # of the first batch of a burst
+_NOTHING = 1e-6  # seconds, left over by subtracting
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Of `deploy/base`: batches, slices, and the queue. Times are seconds."""
+    """Batches, slices and the queue as `deploy/base` and the sensors have them; times are seconds.
+
+    Attributes:
+        batch_seconds, batch_items, batch_bytes: of one batch at most; the seconds are estimated.
+        slice_seconds: of one enhancement run.
+        runs_at_once: of all lanes (`max_concurrent_runs`).
+        lane_runs: queued and running runs that a sensor allows its lane (`sensors/lanes.py`).
+        run_buffer: enhancement runs that may wait for a GPU beyond those that have one (`op_granularity_run_buffer`).
+        workers: threads that make Jobs.
+        tick_seconds, dequeue_seconds: how often sensors and queue look.
+        index_seconds: how seldom an index is published while many files are still to come.
+    """
 
     batch_seconds: float = 1200.0
     batch_items: int = 40_000
     batch_bytes: float = 32 * 1024**3
     slice_seconds: float = 900.0
     runs_at_once: int = 25
-    runs_a_second: float = 1.0  # the coordinator looks once a second; making a Job takes one, by four threads
-    batches_a_tick: int = 2
+    lane_runs: int = 25
+    run_buffer: int = 0
+    workers: int = 4
     tick_seconds: float = 5.0
-    per_file_estimate: float = 0.03
-    per_megabyte_estimate: float = 0.05
+    dequeue_seconds: float = 1.0
+    index_seconds: float = 180.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Figures:
     """What one simulation shows.
 
     Attributes:
-        gpus, files, lanes: what was simulated; files that went through.
-        hours: until everything was done.
-        gpu_busy: share of the GPUs' time in which they computed; starts of pods that hold one do not count.
-        searchable_hours: until every file could be found.
-        partitions, runs: batches, and runs of all lanes.
-        pod_share: of the time of pods, that in which they started.
-        waited_for: what runs and steps waited for the longest.
-        most_runs: at once.
+        gpus, files, lanes: what was simulated; files that were embedded.
+        hours: until all is done; `searchable_hours`, until every file is embedded.
+        first_minutes: until the first full batch is embedded.
+        gpu_busy: share of the GPUs' time in which their steps compute; starts of pods count as idle.
+        search_starts, enhance_starts: share of the time of a lane's pods in which they start.
+        partitions, runs, index_runs: batches, runs of all lanes, and of these the index's.
+        most_keys: batches at once that have a key and are not finished, so that it cannot be retired.
+        most_runs, most_cores: at once; a step has two cores, a run's pod a quarter.
+        longest_wait_hours: of a step for its GPU.
     """
 
     gpus: int
     files: int
     lanes: str
     hours: float
-    gpu_busy: float
     searchable_hours: float
+    first_minutes: float
+    gpu_busy: float
+    search_starts: float
+    enhance_starts: float
     partitions: int
     runs: int
-    pod_share: float
-    waited_for: str
+    index_runs: int
+    most_keys: int
     most_runs: int
+    most_cores: float
+    longest_wait_hours: float
 
 
 @dataclass
 class _Batch:
-    """Its files, and the seconds that its enhancement still takes."""
-
     files: int
-    left_to_enhance: float
+    left: float  # seconds of enhancement
 
 
 @dataclass
+class _Lane:
+    """Runs that are queued, how many are queued or under way, and seconds of its pods."""
+
+    queue: deque[Process] = field(default_factory=deque)
+    active: int = 0
+    starts: float = 0.0
+    work: float = 0.0
+
+    def share(self) -> float:
+        return self.starts / (self.starts + self.work) if self.starts else 0.0
+
+
 class _Cluster:
-    gpus: int
-    policy: Policy
-    times: dict[str, float]
-    free_gpus: int = 0
-    free_runs: int = 0
-    busy: float = 0.0
-    runs: int = 0
-    most_runs: int = 0
-    pod_time: float = 0.0
-    work_time: float = 0.0
-    waited_gpu: float = 0.0
-    waited_queue: float = 0.0
-    now: float = 0.0
-    events: list[tuple[float, int, Any]] = field(default_factory=list)
-    serial: Iterator[int] = field(default_factory=itertools.count)
+    """Events lie on a heap; sensors and queue look at their turns, and only when something has happened."""
 
-    def __post_init__(self) -> None:
-        self.free_gpus, self.free_runs = self.gpus, self.policy.runs_at_once
-        self.search: deque[tuple[float, Any]] = deque()
-        self.enhance: deque[tuple[float, Any]] = deque()
-        self.gpu_search: deque[tuple[float, Any]] = deque()
-        self.gpu_enhance: deque[tuple[float, Any]] = deque()
-        self.next_launch = 0.0
-        self.dequeuing = False
-
-    def after(self, seconds: float, what: Any) -> None:
-        heapq.heappush(self.events, (self.now + seconds, next(self.serial), what))
+    def __init__(self, gpus: int, policy: Policy, times: Mapping[str, float], batches: list[_Batch]) -> None:
+        self.gpus, self.policy, self.times, self.batches = gpus, policy, times, batches
+        self.now = 0.0
+        self.events: list[tuple[float, int, Any]] = []
+        self.serial = count()
+        self.turns: dict[Any, float] = {}  # when sensors and queue look next
+        self.lanes: dict[Lane, _Lane] = {"index": _Lane(), "search": _Lane(), "enhance": _Lane()}
+        self.next_batch, self.form_ends = 0, 0.0
+        self.ready: deque[_Batch] = deque()  # for enhancement
+        self.fresh, self.published = 0, -math.inf  # vectors that are in no index, and when one was published
+        self.free, self.starting, self.dequeued = gpus, 0, 0.0
+        self.waiting: list[tuple[bool, float, int, Process]] = []
+        self.running = self.working = self.keys = self.runs = self.index_runs = self.embedded = 0
+        self.busy = self.searchable = self.first = 0.0
+        self.most = {"runs": 0.0, "cores": 0.0, "keys": 0.0, "wait": 0.0}
 
     def run(self) -> None:
+        """Until nothing happens any more."""
+        self._wake(self._tick, 0.0)
         while self.events:
             self.now, _serial, what = heapq.heappop(self.events)
-            what()
+            if not callable(what):
+                self._go_on(what)
+            elif self.turns.get(what) == self.now:
+                del self.turns[what]
+                what()
 
-    def ask_run(self, queue: deque[tuple[float, Any]], start: Any) -> None:
-        queue.append((self.now, start))
-        self.dequeue()
+    def _at(self, when: float, what: Any) -> None:
+        heapq.heappush(self.events, (when, next(self.serial), what))
 
-    def dequeue(self) -> None:
-        """Start what fits, one run at a time, the search lane first."""
-        if self.dequeuing or not self.free_runs or not (self.search or self.enhance):
-            return
-        wait = max(0.0, self.next_launch - self.now)
-        if wait:
-            self.dequeuing = True
+    def _wake(self, what: Any, when: float) -> None:
+        every = self.policy.tick_seconds if what == self._tick else self.policy.dequeue_seconds
+        turn = math.ceil(max(when, self.now) / every) * every
+        if turn < self.turns.get(what, math.inf):
+            self.turns[what] = turn
+            self._at(turn, what)
 
-            def again() -> None:
-                self.dequeuing = False
-                self.dequeue()
+    def _go_on(self, run: Process) -> None:
+        wanted = next(run, None)
+        if isinstance(wanted, float):
+            self._at(self.now + wanted, run)
+        elif wanted is not None:
+            heapq.heappush(self.waiting, (wanted != "search", self.now, next(self.serial), run))
+            self._give_gpus()
 
-            self.after(wait, again)
-            return
-        since, start = (self.search or self.enhance).popleft()
-        self.waited_queue += self.now - since
-        self.next_launch = self.now + 1.0 / self.policy.runs_a_second
-        self.free_runs -= 1
-        self.runs += 1
-        self.most_runs = max(self.most_runs, self.policy.runs_at_once - self.free_runs)
-        self.pod_time += self.times["pod_seconds"]
-        self.after(self.times["pod_seconds"], start)
-        self.dequeue()
+    def _give_gpus(self) -> None:
+        while self.free and self.waiting:
+            _late, since, _serial, run = heapq.heappop(self.waiting)
+            self.free -= 1
+            waited = self.now - since
+            self._note("wait", waited)
+            # It looks after 1.1 s, then a tenth later each time: in half of what it has come to, it sees its GPU.
+            self._at(self.now + (min(self.times["claim_seconds"], 1 + waited / 10) / 2 if waited else 0.0), run)
 
-    def end_run(self) -> None:
-        self.free_runs += 1
-        self.dequeue()
+    def _note(self, what: str, value: float) -> None:
+        self.most[what] = max(self.most[what], value)
 
-    def ask_gpu(self, queue: deque[tuple[float, Any]], start: Any) -> None:
-        queue.append((self.now, start))
-        self.give_gpus()
+    # --- the sensors and the queue ---
 
-    def give_gpus(self) -> None:
-        while self.free_gpus and (self.gpu_search or self.gpu_enhance):
-            since, start = (self.gpu_search or self.gpu_enhance).popleft()
-            self.waited_gpu += self.now - since
-            self.free_gpus -= 1
-            start()
+    def _tick(self) -> None:
+        search, enhance, index = (self.lanes[name] for name in ("search", "enhance", "index"))
+        while self.next_batch < len(self.batches) and search.active < self.policy.lane_runs:
+            batch = self.batches[self.next_batch]
+            formed = self.form_ends + batch.files * self.times["form_seconds"]
+            if formed > self.now:
+                self._wake(self._tick, formed)
+                break
+            self.next_batch, self.form_ends = self.next_batch + 1, formed
+            self.keys += 1
+            self._ask(search, self._search(batch))
+        while self.ready and enhance.active < self.policy.lane_runs:
+            self._ask(enhance, self._enhance(self.ready.popleft()))
+        if self.fresh and not index.active:
+            due = self.published + self.policy.index_seconds if self.embedded < self._files() else self.now
+            if due <= self.now:
+                self._ask(index, self._index())
+            else:
+                self._wake(self._tick, due)
+        self._note("keys", self.keys)
 
-    def on_gpu(self, work: float, then: Any) -> None:
-        """A step's pod: it holds the GPU from before its start."""
-        begin = self.times["pod_seconds"] + self.times["load_seconds"]
-        self.pod_time += self.times["pod_seconds"]
-        self.work_time += work
-        self.busy += work
+    def _files(self) -> int:
+        return sum(batch.files for batch in self.batches[-2:]) and self.total
 
-        def done() -> None:
-            self.free_gpus += 1
-            self.give_gpus()
-            then()
-
-        self.after(begin + work, done)
-
-
-def batch_files(policy: Policy, times: dict[str, float]) -> int:
-    """Files in a full batch."""
-    estimate = policy.per_file_estimate + policy.per_megabyte_estimate * times["file_bytes"] / 1e6
-    limits = (policy.batch_items, policy.batch_seconds / estimate, policy.batch_bytes / times["file_bytes"])
-    return max(1, int(min(limits)))
-
-
-def simulate(gpus: int, files: int, policy: Policy, times: dict[str, float], *, enhance: bool) -> Figures:
-    """All files of one backlog, through every lane that is wanted.
-
-    Args:
-        gpus: of the cluster.
-        files: that are there at once.
-        policy: of batches and queue.
-        times: as in `TIMES`.
-        enhance: whether the enhancement lane follows.
-    """
-    cluster = _Cluster(gpus, policy, times)
-    library = _Library(cluster, files, enhance=enhance)
-    cluster.after(0.0, lambda: library.form(0))
-    cluster.run()
-    waits_for = {"a GPU": cluster.waited_gpu, "its turn in the queue": cluster.waited_queue}
-    return Figures(
-        gpus=gpus,
-        files=library.done,
-        lanes="search and enhancement" if enhance else "search",
-        hours=round(cluster.now / 3600, 2),
-        gpu_busy=round(cluster.busy / (cluster.now * gpus), 4),
-        searchable_hours=round(library.searchable / 3600, 2),
-        partitions=len(library.batches),
-        runs=cluster.runs,
-        pod_share=round(cluster.pod_time / (cluster.pod_time + cluster.work_time), 4),
-        waited_for=max(waits_for, key=lambda name: waits_for[name]),
-        most_runs=cluster.most_runs,
-    )
-
-
-class _Library:
-    """What becomes of each batch."""
-
-    def __init__(self, cluster: _Cluster, files: int, *, enhance: bool) -> None:
-        self.cluster, self.times, self.policy = cluster, cluster.times, cluster.policy
-        size = batch_files(self.policy, self.times)
-        self.batches = [size] * (files // size) + ([files % size] if files % size else [])
-        times = self.times
-        each = times["enhanced_share"] * times["enhanced_pixels"] / 1e6 * times["enhance_seconds_per_megapixel"]
-        self.enhance_each = each if enhance else 0.0
-        self.searchable, self.done = 0.0, 0
-
-    def form(self, at: int) -> None:
-        """A tick of the batch sensor."""
-        upto = at + self.policy.batches_a_tick
-        for count in self.batches[at:upto]:
-            batch = _Batch(count, count * self.enhance_each)
-            self.cluster.ask_run(self.cluster.search, partial(self._read, batch))
-        if upto < len(self.batches):
-            self.cluster.after(self.policy.tick_seconds, lambda: self.form(upto))
-
-    def _read(self, batch: _Batch) -> None:
-        cluster, pod = self.cluster, self.times["pod_seconds"]
-        work = batch.files * (self.times["read_seconds"] + self.times["ledger_seconds"] / 2)
-        cluster.pod_time += pod
-        cluster.work_time += work
-        cluster.after(pod + work, lambda: cluster.ask_gpu(cluster.gpu_search, partial(self._embed, batch)))
-
-    def _embed(self, batch: _Batch) -> None:
-        work = batch.files * (self.times["embed_seconds"] + self.times["ledger_seconds"] / 2)
-        self.cluster.on_gpu(work, partial(self._embedded, batch))
-
-    def _embedded(self, batch: _Batch) -> None:
-        self.done += batch.files
-        self.searchable = max(self.searchable, self.cluster.now + batch.files * self.times["index_seconds"])
-        self._enhance_more(batch)
-
-    def _enhance_more(self, batch: _Batch) -> None:
-        self.cluster.end_run()
-        if batch.left_to_enhance > _NOTHING:
-            self.cluster.ask_run(self.cluster.enhance, partial(self._wait, batch))
-
-    def _wait(self, batch: _Batch) -> None:
-        self.cluster.ask_gpu(self.cluster.gpu_enhance, partial(self._slice, batch))
-
-    def _slice(self, batch: _Batch) -> None:
-        work = min(batch.left_to_enhance, self.policy.slice_seconds)
-        batch.left_to_enhance -= work
-        self.cluster.on_gpu(work, partial(self._enhance_more, batch))
-
-
-def main() -> None:
-    """Simulate and write `results/cluster.json`."""
-    times = {name: value for name, (value, _source) in TIMES.items()}
-    times |= {
-        name: float(value) for name, value in json.loads(os.environ.get("MIRROR_REALM_BENCH_CLUSTER", "{}")).items()
-    }
-    base = Policy()
-    sizes = [(gpus, files) for gpus in (1, 10, 100) for files in (1_000_000, 10_000_000, 100_000_000)]
-    as_deployed, scaled = [], []
-    for gpus, files in sizes:
-        for enhance in (False, True):
-            as_deployed.append(asdict(simulate(gpus, files, base, times, enhance=enhance)))
-            # A run for every GPU, and as many beside them as keep these fed.
-            wide = replace(base, runs_at_once=runs_for(gpus, base, times), batches_a_tick=20)
-            scaled.append(asdict(simulate(gpus, files, wide, times, enhance=enhance)))
-    policies = [
-        {
-            "batch_seconds": seconds,
-            **asdict(simulate(10, 10_000_000, replace(base, batch_seconds=seconds), times, enhance=False)),
-        }
-        for seconds in (60.0, 300.0, 600.0, 1200.0, 3600.0)
-    ]
-    write(
-        "cluster",
-        {
-            "what": "simulated: no figure of a run on a cluster",
-            "times": {name: {"value": times[name], "from": source} for name, (_v, source) in TIMES.items()},
-            "policy": asdict(base),
-            "files_of_a_batch": batch_files(base, times),
-            "as_deployed": as_deployed,
-            "with_runs_for_the_gpus": scaled,
-            "batch_seconds": policies,
-            "sizes": [_size(files, times, base) for files in (1_000_000, 10_000_000, 100_000_000)],
-        },
-    )
-
-
-def runs_for(gpus: int, policy: Policy, times: dict[str, float]) -> int:
-    """Runs at once that keep so many GPUs busy with embedding, and at least one for each that enhances."""
-    files = batch_files(policy, times)
-    on_cpu = 2 * times["pod_seconds"] + files * times["read_seconds"]
-    on_gpu = times["pod_seconds"] + times["load_seconds"] + files * times["embed_seconds"]
-    return max(25, gpus + int(gpus * on_cpu / on_gpu))
-
-
-def _size(files: int, times: dict[str, float], policy: Policy) -> dict[str, Any]:
-    runs = 2.2 * files / batch_files(policy, times)  # search, and index runs that take several batches each
-    return {
-        "files": files,
-        "catalog_gigabytes": round(files * times["catalog_bytes_per_file"] / 1e9, 1),
-        "catalog_rows": round(files * times["catalog_rows_per_file"]),
-        "partitions": -(-files // batch_files(policy, times)),
-        "dagster_events": round(runs * times["events_per_run"]),
-        "dagster_gigabytes": round(runs * times["events_per_run"] * times["event_bytes"] / 1e9, 2),
-        "index_gigabytes": round(files * times["vector_bytes"] / 1e9, 1),
-        "first_scan_minutes": round(files * 17e-6 / 60, 1),
-    }
+    def _ask(self, lane: _Lane, run: Process) -> None:
+        lane.active += 1
+        lane.queue.append(run)
+        self._wake(self._dequeue, self.dequeued)
