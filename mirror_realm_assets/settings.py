@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     batch_age_seconds: float = Field(default=0.0, ge=0, description="How long the first new file waits for others.")
     watch_seconds: float = Field(default=1.0, gt=0, description="Pause between two polls of a watched folder.")
     quiet_seconds: float = Field(default=2.0, ge=0, description="A file rests this long before it is taken.")
+    lane_runs: int = Field(
+        default=25, ge=1, description="Queued and running runs of a lane; what else is pending stays in the ledger."
+    )
     slice_seconds: float = Field(default=1800.0, gt=0, description="Length of one enhancement run.")
 
     index_backlog_seconds: float = Field(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from benchmarks.cluster import TIMES
 from benchmarks.cluster_simulation import SHARES, Figures, Policy, batch_files, simulate
 from mirror_realm_assets.ingest.batching import search_seconds
-from mirror_realm_assets.sensors.lanes import _MAX_QUEUED
 from mirror_realm_assets.settings import Settings
 
 _BASE = Path(__file__).resolve().parent.parent / "deploy" / "base"
@@ -99,7 +98,7 @@ def test_the_policy_is_that_of_manifests_and_sensors() -> None:
     assert policy.workers == queue["dequeue_num_workers"]
     assert policy.dequeue_seconds == queue["dequeue_interval_seconds"]
     assert policy.index_seconds == Settings.model_fields["index_backlog_seconds"].default
-    assert policy.lane_runs == _MAX_QUEUED
+    assert policy.lane_runs == int(data["MIRROR_REALM_LANE_RUNS"])
 
 
 def test_batches_are_reckoned_as_the_sensor_reckons_them() -> None:

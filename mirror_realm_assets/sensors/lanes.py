@@ -30,7 +30,6 @@ IN_PROGRESS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_MAX_QUEUED = 25  # of a lane: what is pending stays visible in the ledger, the queue need not hold it all
 _RUN_KEY = "dagster/run_key"
 _WILL_RETRY = "dagster/will_retry"
 # Dagster starts the retry within seconds. One that has not come after so long never will: its job is called otherwise
@@ -55,7 +54,7 @@ def batch_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
         pipeline = stages(library.settings)
         former = services.held("former", lambda: Former(services.catalog))
         formed = former.form(library.settings, pipeline)
-        decision = _tick(context.instance, services.catalog, job.name, "search", pipeline)
+        decision = _tick(context.instance, services.catalog, job.name, "search", pipeline, library.settings.lane_runs)
         return _result(context.instance, services.catalog, library.settings, "search", decision, formed)
 
     return _sensor
@@ -86,6 +85,7 @@ def enhance_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
             job.name,
             "enhance",
             stages(settings),
+            settings.lane_runs,
             slice_seconds=settings.slice_seconds,
         )
         return _result(context.instance, services.catalog, settings, "enhance", decision, Formed())
@@ -106,7 +106,15 @@ def archive_sensor(job: AssetJob, stages: StageList) -> dg.SensorDefinition:
     def _sensor(context: dg.SensorEvaluationContext, library: LibraryResource) -> dg.SensorResult | dg.SkipReason:
         catalog, settings = library.services.catalog, library.settings
         slice_seconds = settings.slice_seconds
-        decision = _tick(context.instance, catalog, job.name, "archive", stages(settings), slice_seconds=slice_seconds)
+        decision = _tick(
+            context.instance,
+            catalog,
+            job.name,
+            "archive",
+            stages(settings),
+            settings.lane_runs,
+            slice_seconds=slice_seconds,
+        )
         return _result(context.instance, catalog, settings, "archive", decision, Formed())
 
     return _sensor
@@ -118,6 +126,7 @@ def _tick(
     job_name: str,
     lane: Lane,
     stages: Sequence[Stage],
+    most: int,
     slice_seconds: float | None = None,
 ) -> Decision:
     with catalog.read() as conn:
@@ -126,12 +135,12 @@ def _tick(
         return Decision()
     active = active_partitions(instance, job_name)
     free = [batch for batch in pending if batch.key not in active and not batch.leased and batch.not_before is None]
-    ended, retrying = _ended(instance, job_name, [run_key(batch) for batch in free[:_MAX_QUEUED]])
+    ended, retrying = _ended(instance, job_name, [run_key(batch) for batch in free[:most]])
     decision = decide(
         pending,
         active | {batch.key for batch in free if run_key(batch) in retrying},
         ended,
-        room=max(_MAX_QUEUED - len(active), 0),
+        room=max(most - len(active), 0),
         slice_seconds=slice_seconds,
     )
     if decision.ended:

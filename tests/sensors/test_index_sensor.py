@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -43,6 +44,9 @@ class Shelf:
         assert isinstance(found, dg.SensorResult | dg.SkipReason)
         self.cursor = context.cursor
         return found
+
+    def next_look(self) -> float:
+        return float(json.loads(self.cursor or "{}")["tick"])
 
     def requests(self) -> Sequence[dg.RunRequest]:
         found = self.tick()
@@ -148,13 +152,13 @@ def test_the_cursor_only_spaces_out_the_look_for_what_is_gone(shelf: Shelf) -> N
     shelf.build()
     shelf.cursor = None
     assert shelf.requests() == []
-    next_look = float(shelf.cursor or 0)
+    next_look = shelf.next_look()
     assert next_look == pytest.approx(time.time() + 300, abs=5)
     with shelf.lab.catalog.write() as conn:
         conn.execute(t.locations.update().where(t.locations.c.path == b"a.png").values(state="deleted"))
         assert lacking.count_stale(conn, shelf.lab.source.id, shelf.recipe) == 1
     assert shelf.requests() == []  # looked a moment ago
-    assert float(shelf.cursor or 0) == next_look
+    assert shelf.next_look() == next_look
     shelf.cursor = str(time.time() - 1)
     (request,) = shelf.requests()
     assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": True}}}
@@ -162,6 +166,30 @@ def test_the_cursor_only_spaces_out_the_look_for_what_is_gone(shelf: Shelf) -> N
     shelf.end_back_off()
     (request,) = shelf.requests()
     assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": False}}}
+
+
+def test_a_source_too_large_for_a_tick_is_looked_at_by_a_run_once_a_day(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror_realm_assets.sensors.index._LOOKED_AT_IN_A_TICK", 1)
+    monkeypatch.setattr(lacking, "count_pending", lambda *_: pytest.fail("the tick looked"))
+    shelf.embed("a.png", "b.png")
+    shelf.build()
+    shelf.cursor = None
+    (request,) = shelf.requests()
+    assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": True}}}
+    shelf.build()
+    for _tick in range(2):
+        shelf.cursor = json.dumps({**json.loads(shelf.cursor or ""), "tick": 0})
+        assert shelf.requests() == []  # a run looked a moment ago
+    shelf.embed("c.png")  # what is new waits for no look
+    (request,) = shelf.requests()
+    assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": False}}}
+    shelf.build()
+    tomorrow = time.time() + 24 * 3600 + 1
+    monkeypatch.setattr("mirror_realm_assets.sensors.index.time.time", lambda: tomorrow)
+    (request,) = shelf.requests()
+    assert request.run_config["ops"] == {"faiss_index": {"config": {"full_look": True}}}
 
 
 def test_notes_for_nothing_are_cleared_by_the_next_tick(shelf: Shelf) -> None:

@@ -233,7 +233,7 @@ def test_a_paused_source_gets_nothing_and_the_reason_says_so(floor: Floor) -> No
 
 
 def test_the_queue_is_never_filled_beyond_its_limit(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "_MAX_QUEUED", 3)
+    monkeypatch.setenv("MIRROR_REALM_LANE_RUNS", "3")
     for number in range(5):
         floor.see(f"{number}.png")
         floor.lab.form(floor.stages)
