@@ -37,8 +37,8 @@ _OTHERS_A_LOOK = 10_000  # notes that are for no index that is wanted
 # which no search shows and which may lie in an index for a while, and what no note told of.
 _LOOK_SECONDS = 300.0
 _LOOK_SHARE = 0.05  # of the time: where it takes long it is done less often
-# A look at a million vectors takes 5.5 s on PostgreSQL, and Dagster ends a tick after 60 s, with its cursor. Of a larger
-# index a run looks at everything, once a day: for it nothing is too long.
+# A look at a million vectors takes 5.5 s on PostgreSQL, and Dagster ends a tick after 60 s, with its cursor. An index
+# that is larger is looked at by a run, once a day: for it nothing is too long.
 _LOOKED_AT_IN_A_TICK = 2_000_000
 _RUN_LOOK_SECONDS = 24 * 3600.0
 
