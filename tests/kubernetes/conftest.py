@@ -47,6 +47,7 @@ def install(
             elif found["kind"] == "ClusterRole":
                 rbac.create_cluster_role(found)
             elif found["kind"] == "ClusterRoleBinding":
+                found["subjects"] = [{**subject, "namespace": NAMESPACE} for subject in found["subjects"]]
                 rbac.create_cluster_role_binding(found)
         running.append(OnCluster(cluster, postgres_server, s3_server, models_dir, **options))
         return running[-1]

@@ -58,7 +58,7 @@ def instance(values: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_instance_is_the_one_of_the_manifests() -> None:
     made, base = instance(VALUES), {name: each for name, each in BASE.items() if name != "storage"}
-    name = f"{VALUES['fullnameOverride']}-instance"  # of the ConfigMap that the chart makes
+    name = f"{VALUES['global']['fullnameOverride']}-instance"  # of the ConfigMap that the chart makes
     launcher = base["run_launcher"]["config"]
     assert made["run_launcher"]["config"].pop("postgres_password_secret") == VALUES["global"]["postgresqlSecretName"]
     launcher["instance_config_map"] = name

@@ -120,7 +120,7 @@ def test_the_overlay_of_the_documentation_renders_with_one_image_everywhere(tmp_
     shutil.copytree(REPOSITORY / "deploy", tmp_path / "mirror-realm" / "deploy")
     folder = tmp_path / "my-cluster"
     folder.mkdir()
-    (folder / "kustomization.yaml").write_text(own + more)
+    (folder / "kustomization.yaml").write_text((own + more).replace("namespace: mirror-realm", "namespace: photos"))
     config = (REPOSITORY / "deploy" / "base" / "dagster.yaml").read_text()
     (folder / "dagster.yaml").write_text(config.replace("max_concurrent_runs: 25", "max_concurrent_runs: 112"))
     objects = rendered_at(folder)
@@ -135,5 +135,9 @@ def test_the_overlay_of_the_documentation_renders_with_one_image_everywhere(tmp_
     maps = {found["metadata"]["name"]: found["data"] for found in objects if found["kind"] == "ConfigMap"}
     assert images == {"registry.example/mirror-realm/light:0.1.0"} == {maps["mirror-realm"]["MIRROR_REALM_IMAGE"]}
     assert maps["mirror-realm"]["MIRROR_REALM_GPUS"] == "4"
+    assert maps["mirror-realm"]["MIRROR_REALM_NAMESPACE"] == "photos"
+    for found in objects:  # nobody of another namespace is given a right
+        assert found["metadata"].get("namespace", "photos") == "photos"
+        assert {subject["namespace"] for subject in found.get("subjects", ())} <= {"photos"}
     changed = yaml.safe_load(maps["mirror-realm-dagster"]["dagster.yaml"])
     assert changed["concurrency"]["runs"]["max_concurrent_runs"] == 112
