@@ -158,7 +158,8 @@ def runs_on(settings: Settings) -> tuple[str, str]:
     """Device and precision that enhancement would choose here, told without loading torch."""
     from mirror_realm_assets.weights.hardware import Device, choose_precision, cpu_flags
 
-    device: Device = "cuda" if settings.device == "cuda" else "cpu"
+    on_gpus = settings.device == "cuda" or (settings.on_cluster and settings.gpus > 0)
+    device: Device = "cuda" if on_gpus else "cpu"
     return device, choose_precision(settings.precision, device, cpu_flags())
 
 

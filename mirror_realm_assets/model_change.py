@@ -160,8 +160,8 @@ def _embedding_rate(settings: Settings, catalog: Catalog, model: Model) -> tuple
         seen = measured.embedding_seconds(conn, model.weights_sha256)
     if seen is not None:
         return seen, "measured"
-    if settings.on_cluster and settings.gpus:
-        return None, "unknown"  # this pod has no GPU, and what its CPU does tells nothing
+    if settings.on_cluster:
+        return None, "unknown"  # this pod may have neither the GPU of a step nor its memory
     return _tried(settings, model.name), "tried"
 
 

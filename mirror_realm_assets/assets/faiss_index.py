@@ -44,7 +44,8 @@ def faiss_index_asset(stages: StageList, settings: Settings) -> dg.AssetsDefinit
         metadata=descriptions.metadata("index"),
         code_version="1",
         op_tags=op_tags.for_index(settings),
-        pool=op_tags.POOL_INDEX,
+        # In the run's own process, as on a cluster, a step that waits for a pool spins on a core; the lease is enough.
+        pool=None if settings.on_cluster else op_tags.POOL_INDEX,
     )
     def faiss_index(
         context: dg.AssetExecutionContext, config: IndexConfig, library: LibraryResource
